@@ -1,0 +1,1 @@
+"""The device protocol, accuracy, instruction counts, sizes, comparison and the report."""

@@ -1,0 +1,67 @@
+"""Messages, progress bars and tables. All of it goes to stderr; stdout is for results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+T = TypeVar("T")
+
+stderr = Console(stderr=True, highlight=False)
+
+
+def say(message: str) -> None:
+    """Prints one line for a person."""
+    stderr.print(message, markup=False, soft_wrap=True)
+
+
+def progress() -> Progress:
+    """Returns a progress display: ``with progress() as bar: task = bar.add_task("…", total=n)``.
+
+    With ``total=None`` the bar pulses, for work whose length is not known. Where stderr is
+    not a terminal only the finished line is printed.
+    """
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        TimeElapsedColumn(),
+        console=stderr,
+    )
+
+
+def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    """Yields ``items`` while a progress bar named ``description`` counts them."""
+    with progress() as bar:
+        task = bar.add_task(description, total=total, note="")
+        for item in items:
+            yield item
+            bar.advance(task)
+
+
+def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """Returns a table; the first column is left-aligned, the others to the right."""
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    return table
+
+
+def show(table: Table) -> None:
+    """Prints a table to stderr."""
+    stderr.print(table)

@@ -1,0 +1,1 @@
+"""Boards as data, toolchains, emulators and the application that runs on a microcontroller."""

@@ -1,0 +1,1 @@
+"""Pruning, calibration, post-training quantization and the audit of what came out."""
