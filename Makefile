@@ -1,0 +1,66 @@
+# edgekiln from a checkout. `make help` lists the targets.
+# Every target sets up .venv and the system packages first; where they are ready that takes no time.
+
+BOARD ?= mps2-an386
+MODEL ?= digits_cnn
+
+EDGEKILN := .venv/bin/edgekiln
+LOCK_FLAGS := --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-annotate --custom-compile-command 'make lock' --quiet
+
+# What the user typed reaches the commands through the environment, unexpanded: nothing in it is
+# read by make or the shell.
+export EDGEKILN_BOARD = $(value BOARD)
+export EDGEKILN_MODEL = $(value MODEL)
+unexport BOARD MODEL
+
+.DEFAULT_GOAL := help
+.PHONY: help setup deploy flash bench report test lint format lock doctor clean
+
+help: ## Show this help
+	@echo 'make <target> [BOARD=<board>] [MODEL=<recipe or file>]'
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo 'BOARD is $(BOARD) and MODEL is $(MODEL) unless you say otherwise.'
+	@echo 'PYTHON=python3.12 picks a Python; SKIP_SYSTEM=1 leaves system packages alone.'
+
+setup: ## Make .venv and, with root or sudo, install the system packages
+	@scripts/setup
+
+deploy: setup ## Train, prune, quantize, compile, flash and measure MODEL on BOARD, then report
+	@$(EDGEKILN) deploy --board "$$EDGEKILN_BOARD" -- "$$EDGEKILN_MODEL"
+
+flash: setup ## Build the image of MODEL and write it to BOARD
+	@$(EDGEKILN) flash --board "$$EDGEKILN_BOARD" -- "$$EDGEKILN_MODEL"
+
+bench: setup ## Measure MODEL on BOARD: instructions, flash, RAM
+	@$(EDGEKILN) bench --board "$$EDGEKILN_BOARD" -- "$$EDGEKILN_MODEL"
+
+report: setup ## Write and name the HTML report of MODEL's last deploy to BOARD
+	@$(EDGEKILN) report --board "$$EDGEKILN_BOARD" -- "$$EDGEKILN_MODEL"
+
+doctor: setup ## Show what is installed, what is missing and how to get it
+	@$(EDGEKILN) doctor
+
+test: setup ## Run all tests, the linters among them (PYTEST_ARGS='-k name' for some)
+	@.venv/bin/pytest -n auto --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS)
+
+lint: setup ## Run ruff, mypy and import-linter
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+format: setup ## Format the Python sources
+	@.venv/bin/ruff check --fix .
+	@.venv/bin/ruff format .
+
+lock: setup ## Make the requirements*.lock files anew from pyproject.toml
+	@.venv/bin/python -m venv .venv-lock
+	@.venv-lock/bin/python -m pip install --quiet 'uv>=0.7'
+	@.venv-lock/bin/uv pip compile $(LOCK_FLAGS) --upgrade --extra dev pyproject.toml -o requirements.lock
+	@.venv-lock/bin/uv pip compile $(LOCK_FLAGS) --constraint requirements.lock pyproject.toml -o requirements-core.lock
+
+clean: ## Remove what the targets made, .venv excepted
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
