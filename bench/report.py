@@ -1,0 +1,529 @@
+"""Makes report.html: one file that tells what was measured, and needs nothing but a browser.
+
+This module decides what is shown and works out every position and label; the template only
+places them. All text from outside is escaped by Jinja, and a content security policy in the
+page forbids scripts and anything fetched from elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekiln import __version__
+from edgekiln.bench.results import Confusion, MemoryPlan, Results
+from edgekiln.errors import ToolMissingError
+from edgekiln.files import write_text
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+_MOST_CLASSES_IN_MATRIX = 24
+_WORST_PAIRS_SHOWN = 5
+_MINUS = "\u2212"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One headline number."""
+
+    label: str
+    value: str
+    unit: str
+    note: str
+
+
+@dataclass(frozen=True)
+class AccuracyRow:
+    """One stage of the model, with its place on the axis in percent of the axis's length."""
+
+    label: str
+    note: str
+    percent: str
+    correct: str
+    change: str
+    position: float
+    is_device: bool
+
+
+@dataclass(frozen=True)
+class AccuracyChart:
+    """The accuracies on one axis, which does not begin at zero and says so."""
+
+    rows: tuple[AccuracyRow, ...]
+    ticks: tuple[tuple[float, str], ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of flash or RAM."""
+
+    label: str
+    bytes: int
+    percent: float
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Flash or RAM: its parts, and how much of the board they take."""
+
+    title: str
+    used_bytes: int
+    board_bytes: int
+    percent_of_board: float
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class NodeRow:
+    """One node's cost, with the length of its bar in percent of the longest."""
+
+    index: int
+    op: str
+    name: str
+    short_name: str
+    macs: int
+    instructions: int | None
+    per_mac: str
+    share: str
+    length: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the confusion matrix; ``heat`` is 0 to 100."""
+
+    count: int
+    heat: float
+    on_diagonal: bool
+
+
+@dataclass(frozen=True)
+class ConfusionView:
+    """The confusion matrix, or for many classes only the pairs most often confused."""
+
+    class_names: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    recalls: tuple[str, ...]
+    worst: tuple[tuple[str, str, int], ...]
+    wrong: int
+
+
+@dataclass(frozen=True)
+class Box:
+    """A tensor's rectangle in the drawing of the memory plan, in its units."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str
+    title: str
+    shade: int
+
+
+@dataclass(frozen=True)
+class PlanView:
+    """The memory plan: nodes from left to right, arena addresses upwards."""
+
+    width: float
+    height: float
+    boxes: tuple[Box, ...]
+    columns: tuple[tuple[float, str], ...]
+    ticks: tuple[tuple[float, str], ...]
+    bound_y: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve of the training history."""
+
+    label: str
+    points: str
+    end_x: float
+    end_y: float
+    label_y: float
+    shade: int
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Training and validation values of one metric, epoch by epoch."""
+
+    title: str
+    lines: tuple[Line, ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    x_ticks: tuple[tuple[float, str], ...]
+
+
+def write_report(path: Path, results: Results) -> None:
+    """Writes the report, whole or not at all.
+
+    Raises:
+        ToolMissingError: Jinja is not installed.
+        BadInputError: The file cannot be written there.
+    """
+    write_text(path, render_report(results))
+
+
+def render_report(results: Results) -> str:
+    """Returns the report as HTML.
+
+    Raises:
+        ToolMissingError: Jinja is not installed.
+    """
+    try:
+        import jinja2
+    except ImportError:
+        raise ToolMissingError(
+            "the Python package jinja2 is not installed",
+            where="report",
+            hint="pip install 'edgekiln[report]'",
+        ) from None
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["grouped"] = grouped
+    environment.filters["size"] = size
+    return environment.get_template("report.html").render(
+        results=results,
+        tiles=plan_tiles(results),
+        accuracy=plan_accuracy(results),
+        confusion=None if results.confusion is None else plan_confusion(results.confusion),
+        usages=plan_usages(results),
+        nodes=plan_nodes(results),
+        plan=plan_memory(results.memory_plan),
+        curves=plan_curves(results),
+        version=__version__,
+    )
+
+
+def grouped(number: int) -> str:
+    """Returns an integer with its thousands set apart: ``1,234,567``."""
+    return f"{number:,}"
+
+
+def size(size_bytes: int) -> str:
+    """Returns a size for reading: ``812 B``, ``26.8 KiB``, ``4 MiB``."""
+    if size_bytes < 1024:
+        return f"{size_bytes} B"
+    for unit, factor in (("KiB", 1 << 10), ("MiB", 1 << 20)):
+        if size_bytes < factor << 10 or unit == "MiB":
+            return f"{size_bytes / factor:.1f}".removesuffix(".0") + f" {unit}"
+    raise AssertionError("unreachable")
+
+
+def short_count(number: int) -> tuple[str, str]:
+    """Returns a count with three digits and the word for the rest: ``("1.23", "M")``."""
+    for factor, unit in ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k")):
+        if number >= factor:
+            return f"{number / factor:.3g}", unit
+    return str(number), ""
+
+
+def percent(fraction: float) -> str:
+    """Returns a fraction as ``98.33 %``."""
+    return f"{100 * fraction:.2f} %"
+
+
+def points(difference: float) -> str:
+    """Returns a difference of two fractions in percentage points: ``−0.28 pt``."""
+    value = round(100 * difference, 2)
+    sign = "±" if value == 0 else "+" if value > 0 else _MINUS
+    return f"{sign}{abs(value):.2f} pt"
+
+
+def short_tensor_name(name: str) -> str:
+    """Returns the telling part of a converter's name, which lists all ops it fused.
+
+    ``functional_1/conv2d_1/Relu;functional_1/conv2d_1/BiasAdd`` becomes ``conv2d_1/Relu``.
+    """
+    parts = name.split(";")[0].split("/")
+    return "/".join(parts[-2:])
+
+
+def plan_tiles(results: Results) -> tuple[Tile, ...]:
+    """Returns the headline numbers."""
+    facts = results.board_facts
+    tiles = [
+        _accuracy_tile(results),
+        _size_tile("Flash", results.flash_bytes, facts.flash_bytes),
+        _size_tile("RAM", results.ram_bytes, facts.ram_bytes),
+        _speed_tile(results),
+    ]
+    return tuple(tile for tile in tiles if tile is not None)
+
+
+def plan_accuracy(results: Results) -> AccuracyChart | None:
+    """Returns the accuracies on one axis, or None when none is known."""
+    accuracy = results.accuracy
+    stages = [
+        ("float", "Keras", accuracy.float_model),
+        ("pruned", "Keras, float", accuracy.pruned),
+        ("int8, host", accuracy.int8_host_runtime, accuracy.int8_host),
+        ("int8, board", "the image itself", accuracy.int8_device),
+    ]
+    known = [(label, note, value) for label, note, value in stages if value is not None]
+    if not known:
+        return None
+    low = max(0, math.floor(100 * min(value for _, _, value in known)) - 1)
+    span = 100 - low
+    step = _tick_step(span, most=4)
+    reference = accuracy.float_model
+    rows = tuple(
+        AccuracyRow(
+            label=label,
+            note=note,
+            percent=percent(value),
+            correct=f"{round(value * accuracy.samples):,}",
+            change="" if reference is None or label == "float" else points(value - reference),
+            position=100 * (100 * value - low) / span,
+            is_device=label == "int8, board",
+        )
+        for label, note, value in known
+    )
+    marks = [low + i * step for i in range(int(span / step) + 1)]
+    return AccuracyChart(rows, tuple((100 * (m - low) / span, f"{m:g}") for m in marks))
+
+
+def plan_confusion(confusion: Confusion) -> ConfusionView:
+    """Returns the heat map's cells and the pairs most often confused."""
+    names, counts = confusion.class_names, confusion.counts
+    errors = [
+        (names[true], names[guess], count)
+        for true, row in enumerate(counts)
+        for guess, count in enumerate(row)
+        if true != guess and count
+    ]
+    errors.sort(key=lambda error: -error[2])
+    most = max((error[2] for error in errors), default=1)
+    rows = tuple(
+        tuple(
+            Cell(count, _heat(count, sum(row) if true == guess else most), true == guess)
+            for guess, count in enumerate(row)
+        )
+        for true, row in enumerate(counts)
+    )
+    recalls = tuple(
+        f"{100 * row[true] / sum(row):.0f} %" if sum(row) else "–"
+        for true, row in enumerate(counts)
+    )
+    return ConfusionView(
+        class_names=names,
+        rows=rows if len(names) <= _MOST_CLASSES_IN_MATRIX else (),
+        recalls=recalls,
+        worst=tuple(errors[:_WORST_PAIRS_SHOWN]),
+        wrong=sum(error[2] for error in errors),
+    )
+
+
+def plan_usages(results: Results) -> tuple[Usage, ...]:
+    """Returns flash and RAM, each split into its parts."""
+    facts = results.board_facts
+    fixed = results.ram_bytes - results.arena_bytes - results.stack_bytes
+    other = results.flash_bytes - results.flash_constants_bytes - results.flash_code_bytes
+    flash = [
+        ("model constants", results.flash_constants_bytes),
+        ("code", results.flash_code_bytes),
+        ("other", other),
+    ]
+    ram = [
+        ("arena", results.arena_bytes),
+        (".data and .bss", fixed),
+        ("stack, peak", results.stack_bytes),
+    ]
+    return (
+        _usage("Flash", results.flash_bytes, facts.flash_bytes, flash),
+        _usage("RAM", results.ram_bytes, facts.ram_bytes, ram),
+    )
+
+
+def plan_nodes(results: Results) -> tuple[NodeRow, ...]:
+    """Returns the nodes with their bars: instructions, or MACs where none were counted."""
+    costs = [
+        node.macs if node.instructions is None else node.instructions for node in results.per_node
+    ]
+    total, most = sum(costs), max([*costs, 1])
+    return tuple(
+        NodeRow(
+            index=node.index,
+            op=node.op,
+            name=node.name,
+            short_name=short_tensor_name(node.name),
+            macs=node.macs,
+            instructions=node.instructions,
+            per_mac=_ratio(node.instructions, node.macs),
+            share=f"{100 * cost / total:.1f} %" if total else "–",
+            length=100 * cost / most,
+        )
+        for node, cost in zip(results.per_node, costs, strict=True)
+    )
+
+
+def plan_memory(plan: MemoryPlan) -> PlanView | None:
+    """Returns the drawing of the memory plan, or None when it holds no tensor."""
+    if not plan.buffers:
+        return None
+    nodes = 1 + max(buffer.last_node for buffer in plan.buffers)
+    column = min(110.0, max(34.0, 880.0 / (nodes + 1)))
+    height, left = 240.0, 64.0
+    scale = height / max(plan.arena_bytes, 1)
+    boxes = tuple(
+        Box(
+            x=left + column * (buffer.first_node + 1),
+            y=height - (buffer.offset + buffer.bytes) * scale,
+            width=column * (buffer.last_node - buffer.first_node + 1),
+            height=buffer.bytes * scale,
+            label=size(buffer.bytes) if buffer.bytes * scale >= 14 else "",
+            title=f"{buffer.name}: {buffer.bytes:,} bytes at {buffer.offset:,}",
+            shade=number % 4,
+        )
+        for number, buffer in enumerate(plan.buffers)
+    )
+    names = ["in", *(str(number) for number in range(nodes))]
+    step = _tick_step(plan.arena_bytes, most=4)
+    marks = [i * step for i in range(int(plan.arena_bytes / step) + 1)]
+    return PlanView(
+        width=left + column * (nodes + 1),
+        height=height,
+        boxes=boxes,
+        columns=tuple((left + column * (i + 0.5), name) for i, name in enumerate(names)),
+        ticks=tuple((height - mark * scale, grouped(round(mark))) for mark in marks),
+        bound_y=height - plan.bound_bytes * scale,
+    )
+
+
+def plan_curves(results: Results) -> tuple[Curves, ...]:
+    """Returns the charts of the training history, those that there are values for."""
+    charts = (
+        ("Accuracy", (("accuracy", "training"), ("val_accuracy", "validation"))),
+        ("Loss", (("loss", "training"), ("val_loss", "validation"))),
+    )
+    drawn = []
+    for title, series in charts:
+        found = [(label, results.training[key]) for key, label in series if key in results.training]
+        found = [(label, values) for label, values in found if len(values) > 1]
+        if found:
+            drawn.append(_plan_curve(title, found))
+    return tuple(drawn)
+
+
+def _plan_curve(title: str, series: Sequence[tuple[str, Sequence[float]]]) -> Curves:
+    """Places curves in a field of 300 x 140 units."""
+    width, height = 300.0, 140.0
+    low, high = _range(value for _, values in series for value in values)
+    epochs = max(len(values) for _, values in series)
+
+    def place(epoch: int, value: float) -> tuple[float, float]:
+        return width * epoch / (epochs - 1), height * (high - value) / (high - low)
+
+    ends = [place(len(values) - 1, values[-1]) for _, values in series]
+    lines = tuple(
+        Line(
+            label=label,
+            points=" ".join("{:.1f},{:.1f}".format(*place(e, v)) for e, v in enumerate(values)),
+            end_x=ends[number][0],
+            end_y=ends[number][1],
+            label_y=_label_y(number, [y for _, y in ends]),
+            shade=number,
+        )
+        for number, (label, values) in enumerate(series)
+    )
+    step = _tick_step(high - low, most=4)
+    first = math.ceil(low / step - 1e-9)
+    marks = [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    every = max(1, round(_tick_step(epochs, most=5)))
+    return Curves(
+        title=title,
+        lines=lines,
+        y_ticks=tuple((height * (high - mark) / (high - low), f"{mark:.4g}") for mark in marks),
+        x_ticks=tuple(
+            (width * e / (epochs - 1), str(e + 1))
+            for e in range(epochs)
+            if e == 0 or (e + 1) % every == 0
+        ),
+    )
+
+
+def _label_y(number: int, ends: Sequence[float]) -> float:
+    """Moves the labels of two curves that end close together apart."""
+    if len(ends) != 2 or abs(ends[0] - ends[1]) >= 12:
+        return ends[number]
+    upper = ends[number] < ends[1 - number] or (ends[0] == ends[1] and number == 0)
+    return sum(ends) / 2 + (-6 if upper else 6)
+
+
+def _range(values: Iterable[float]) -> tuple[float, float]:
+    """Returns the least and greatest value with a margin of a twentieth."""
+    seen = list(values)
+    low, high = min(seen), max(seen)
+    margin = (high - low) / 20 or 0.05
+    return low - margin, high + margin
+
+
+def _tick_step(span: float, most: int) -> float:
+    """Returns the least step of 1, 2 or 5 times a power of ten with at most ``most`` steps."""
+    power = 10.0 ** math.floor(math.log10(max(span, 1e-9) / most))
+    return next(f * power for f in (1, 2, 5, 10) if f * power * most >= span * (1 - 1e-9))
+
+
+def _heat(count: int, most: int) -> float:
+    return 100 * count / most if most else 0.0
+
+
+def _ratio(instructions: int | None, macs: int) -> str:
+    return f"{instructions / macs:.2f}" if instructions is not None and macs else "–"
+
+
+def _usage(
+    title: str, used_bytes: int, board_bytes: int, parts: Sequence[tuple[str, int]]
+) -> Usage:
+    return Usage(
+        title=title,
+        used_bytes=used_bytes,
+        board_bytes=board_bytes,
+        percent_of_board=100 * used_bytes / board_bytes,
+        parts=tuple(
+            Part(label, part_bytes, 100 * part_bytes / used_bytes)
+            for label, part_bytes in parts
+            if part_bytes > 0
+        ),
+    )
+
+
+def _accuracy_tile(results: Results) -> Tile | None:
+    accuracy = results.accuracy
+    if accuracy.int8_device is None:
+        return None
+    note = f"{accuracy.samples:,} held-out inputs"
+    if accuracy.float_model is not None:
+        note = f"{points(accuracy.int8_device - accuracy.float_model)} against float"
+    return Tile("Accuracy on the board", f"{100 * accuracy.int8_device:.2f}", "%", note)
+
+
+def _size_tile(label: str, used_bytes: int, board_bytes: int) -> Tile:
+    value, _, unit = size(used_bytes).partition(" ")
+    share = 100 * used_bytes / board_bytes
+    return Tile(label, value, unit, f"{share:.2g} % of the board's {size(board_bytes)}")
+
+
+def _speed_tile(results: Results) -> Tile:
+    if results.latency_us is not None:
+        note = "one inference, on the board"
+        if results.latency_us >= 1000:
+            return Tile("Latency", f"{results.latency_us / 1000:.3g}", "ms", note)
+        return Tile("Latency", f"{results.latency_us:.3g}", "µs", note)
+    if results.instructions is None:
+        return Tile("Work", *short_count(results.macs), "multiply-accumulates per inference")
+    per_mac = _ratio(results.instructions, results.macs)
+    return Tile(
+        "Instructions",
+        *short_count(results.instructions),
+        f"per inference, {per_mac} for each multiply-accumulate",
+    )
