@@ -222,8 +222,8 @@ def size(size_bytes: int) -> str:
 def short_count(number: int) -> tuple[str, str]:
     """Returns a count with three digits and the word for the rest: ``("1.23", "M")``."""
     for factor, unit in ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k")):
-        if number >= factor:
-            return f"{number / factor:.3g}", unit
+        if number >= 0.9995 * factor:
+            return f"{number / factor:#.3g}".rstrip("."), unit
     return str(number), ""
 
 
@@ -435,7 +435,7 @@ def _plan_curve(title: str, series: Sequence[tuple[str, Sequence[float]]]) -> Cu
         )
         for number, (label, values) in enumerate(series)
     )
-    step = _tick_step(high - low, most=4)
+    step = _tick_step(high - low, most=6)
     first = math.ceil(low / step - 1e-9)
     marks = [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
     every = max(1, round(_tick_step(epochs, most=5)))
