@@ -1,0 +1,149 @@
+"""Data sets, and how each is split."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekiln.errors import BadInputError, ToolMissingError
+
+Images = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which samples went where, so that a result can say what it was measured on.
+
+    Attributes:
+        method: How the indices were drawn.
+        seed: Seed of that draw.
+        train_samples: Samples to fit on.
+        val_samples: Samples for early stopping, taken from the training part.
+        test_samples: Held-out samples, seen by nothing before the final figures.
+        test_indices_sha256: SHA-256 of the test indices into the source, sorted, as
+            little-endian int64.
+    """
+
+    method: str
+    seed: int
+    train_samples: int
+    val_samples: int
+    test_samples: int
+    test_indices_sha256: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set for classification, split in three.
+
+    Attributes:
+        name: Its name.
+        x_train: float32 [N, ...], as the model takes them.
+        y_train: int64 [N], index of the class.
+        x_val: As ``x_train``.
+        y_val: As ``y_train``.
+        x_test: As ``x_train``.
+        y_test: As ``y_train``.
+        class_names: Name of each class.
+        split: How it was split.
+    """
+
+    name: str
+    x_train: Images
+    y_train: Labels
+    x_val: Images
+    y_val: Labels
+    x_test: Images
+    y_test: Labels
+    class_names: tuple[str, ...]
+    split: Split
+
+
+def load_dataset(name: str) -> Dataset:
+    """Returns the data set ``name``; the same arrays in the same order every time.
+
+    Raises:
+        BadInputError: There is no such data set.
+        ToolMissingError: The package that carries it is not installed.
+    """
+    if name not in _LOADERS:
+        close = difflib.get_close_matches(name, _LOADERS, n=1)
+        raise BadInputError(
+            "no such data set",
+            where=name or "''",
+            allowed=", ".join(sorted(_LOADERS)),
+            hint=f"did you mean {close[0]}?" if close else "",
+        )
+    return _LOADERS[name]()
+
+
+def _load_digits() -> Dataset:
+    """scikit-learn's digits: 1797 images, 8 x 8, 0 to 16, scaled to [0, 1]."""
+    sklearn_datasets = _import_sklearn("datasets")
+    bunch = sklearn_datasets.load_digits()
+    images = (bunch.images / 16.0).astype(np.float32)[..., np.newaxis]
+    labels = bunch.target.astype(np.int64)
+    return _split(
+        "digits", images, labels, class_names=tuple(str(digit) for digit in range(10)), seed=0
+    )
+
+
+def _split(
+    name: str, images: Images, labels: Labels, *, class_names: tuple[str, ...], seed: int
+) -> Dataset:
+    """Holds out a fifth for the test, then a tenth of the rest for validation; stratified."""
+    model_selection = _import_sklearn("model_selection")
+    everything = np.arange(len(labels))
+    rest, test = model_selection.train_test_split(
+        everything, test_size=0.2, stratify=labels, random_state=seed
+    )
+    train, val = model_selection.train_test_split(
+        rest, test_size=0.1, stratify=labels[rest], random_state=seed
+    )
+    train, val, test = np.sort(train), np.sort(val), np.sort(test)
+    return Dataset(
+        name=name,
+        x_train=images[train],
+        y_train=labels[train],
+        x_val=images[val],
+        y_val=labels[val],
+        x_test=images[test],
+        y_test=labels[test],
+        class_names=class_names,
+        split=Split(
+            method="stratified held-out fifth, then a tenth of the rest for validation",
+            seed=seed,
+            train_samples=len(train),
+            val_samples=len(val),
+            test_samples=len(test),
+            test_indices_sha256=_indices_sha256(test),
+        ),
+    )
+
+
+def _indices_sha256(indices: Indices) -> str:
+    return hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
+
+
+def _import_sklearn(module: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(f"sklearn.{module}")
+    except ImportError as error:
+        raise ToolMissingError(
+            "scikit-learn is needed for this data set",
+            got=error,
+            hint="install it with: pip install 'edgekiln[train]'",
+        ) from None
+
+
+_LOADERS: dict[str, Callable[[], Dataset]] = {"digits": _load_digits}

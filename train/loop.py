@@ -1,0 +1,160 @@
+"""The training loop: a recipe in, a model and its history out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekiln import console, files
+from edgekiln.errors import CheckFailedError
+from edgekiln.train.augment import augment
+from edgekiln.train.datasets import Dataset, Images, Labels, load_dataset
+from edgekiln.train.model_file import write_model
+from edgekiln.train.progress import EpochProgress
+from edgekiln.train.quiet_keras import keras
+from edgekiln.train.recipe import Recipe
+
+MODEL_NAME = "model.keras"
+HISTORY_NAME = "history.json"
+
+
+def train_recipe(recipe: Recipe, directory: Path) -> None:
+    """Trains ``recipe`` and writes ``model.keras`` and ``history.json`` into ``directory``.
+
+    The weights kept are those of the epoch with the lowest validation loss. The test set
+    is used once, at the end.
+
+    Raises:
+        BadInputError: The data set does not exist, or the directory cannot be written.
+        CheckFailedError: The training diverged.
+    """
+    dataset = load_dataset(recipe.dataset)
+    make_reproducible(recipe.seed)
+    model = recipe.build_model()
+    epochs = fit(
+        model,
+        recipe,
+        dataset,
+        epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        description=f"Training {recipe.name}",
+        callbacks=[early_stopping(recipe.patience)],
+    )
+    history = {
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "dataset": dataset.name,
+        "split": asdict(dataset.split),
+        "parameters": model.count_params(),
+        "accuracy": {
+            "validation": accuracy(model, dataset.x_val, dataset.y_val),
+            "test": accuracy(model, dataset.x_test, dataset.y_test),
+        },
+        "best_epoch": 1 + int(np.argmin([epoch["val_loss"] for epoch in epochs])),
+        "epochs": epochs,
+        "versions": {"keras": keras.__version__, "numpy": np.__version__},
+    }
+    write_model(model, directory / MODEL_NAME)
+    files.write_json(directory / HISTORY_NAME, history)
+
+
+def make_reproducible(seed: int) -> None:
+    """Seeds Python, numpy and TensorFlow, and makes TensorFlow's ops deterministic."""
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def early_stopping(patience: int, first_epoch: int = 0) -> Any:
+    """Returns a callback that stops after ``patience`` epochs without a lower validation loss.
+
+    Args:
+        patience: Epochs to wait.
+        first_epoch: Epochs, counted from 0, before this one are never the best.
+
+    Returns:
+        A Keras callback, which also puts the best epoch's weights back at the end.
+    """
+    return keras.callbacks.EarlyStopping(
+        monitor="val_loss",
+        mode="min",
+        patience=patience,
+        restore_best_weights=True,
+        start_from_epoch=first_epoch,
+    )
+
+
+def fit(
+    model: Any,
+    recipe: Recipe,
+    dataset: Dataset,
+    *,
+    epochs: int,
+    learning_rate: float,
+    description: str,
+    callbacks: Sequence[Any],
+) -> list[dict[str, float]]:
+    """Fits a model to a data set with Adam, in the way of ``recipe``, behind a progress bar.
+
+    Args:
+        model: Keras model that ends in a softmax; compiled here.
+        recipe: Gives the batch size, the augmentation and its seed.
+        dataset: What to fit to, and the validation part.
+        epochs: Most epochs.
+        learning_rate: Where the half cosine starts; it would end at zero after ``epochs``.
+        description: Text of the progress bar.
+        callbacks: More Keras callbacks, called in this order.
+
+    Returns:
+        One dict an epoch: epoch (from 1), loss, accuracy, val_loss, val_accuracy.
+
+    Raises:
+        CheckFailedError: The loss became infinite or not a number.
+    """
+    x_train, y_train = augment(
+        dataset.x_train, dataset.y_train, recipe.augmentation, recipe.seed
+    )
+    steps = math.ceil(len(x_train) / recipe.batch_size)
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
+    model.compile(
+        optimizer=keras.optimizers.Adam(schedule),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    with console.progress() as bar:
+        log = model.fit(
+            x_train,
+            y_train,
+            batch_size=recipe.batch_size,
+            epochs=epochs,
+            validation_data=(dataset.x_val, dataset.y_val),
+            verbose=0,
+            callbacks=[*callbacks, EpochProgress(bar, description, epochs)],
+        )
+    return _epochs(log.history, recipe)
+
+
+def accuracy(model: Any, images: Images, labels: Labels) -> float:
+    """Returns the share of ``images`` (float32 [N, ...]) whose class the Keras model finds."""
+    outputs = model.predict(images, batch_size=256, verbose=0)
+    return float(np.mean(np.argmax(outputs, axis=-1) == labels))
+
+
+def _epochs(history: dict[str, list[float]], recipe: Recipe) -> list[dict[str, float]]:
+    if not np.isfinite(history["loss"] + history["val_loss"]).all():
+        raise CheckFailedError(
+            "the training diverged: the loss is not finite",
+            where=recipe.name,
+            hint="lower the recipe's learning_rate",
+        )
+    keys = ("loss", "accuracy", "val_loss", "val_accuracy")
+    return [
+        {"epoch": number, **{key: float(history[key][number - 1]) for key in keys}}
+        for number in range(1, len(history["loss"]) + 1)
+    ]
