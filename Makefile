@@ -15,14 +15,14 @@ export EDGEKILN_MODEL = $(value MODEL)
 unexport BOARD MODEL
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deploy flash bench report test lint format lock doctor clean
+.PHONY: help setup deploy flash bench report doctor test lint format lock clean
 
 help: ## Show this help
 	@echo 'make <target> [BOARD=<board>] [MODEL=<recipe or file>]'
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo 'BOARD is $(BOARD) and MODEL is $(MODEL) unless you say otherwise.'
+	@printf 'BOARD is %s and MODEL is %s unless you say otherwise.\n' "$$EDGEKILN_BOARD" "$$EDGEKILN_MODEL"
 	@echo 'PYTHON=python3.12 picks a Python; SKIP_SYSTEM=1 leaves system packages alone.'
 
 setup: ## Make .venv and, with root or sudo, install the system packages

@@ -1,0 +1,204 @@
+"""What edgekiln needs on this machine, what of it is there, and how to get the rest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+#: The extras that the default path, `make deploy BOARD=mps2-an386`, uses.
+EXTRAS = ("train", "onnx", "litert", "oracle", "board", "report")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that edgekiln uses.
+
+    Attributes:
+        name: A package or a program.
+        kind: ``python``, ``package`` or ``program``.
+        group: What it is for: ``core``, an extra's name, or ``tools``.
+        version: What is installed; empty when nothing is.
+        wanted: The versions that will do; empty for any.
+        state: ``ok``, ``missing``, ``wrong version``, or ``not on this platform``, which
+            counts as fine because nothing can be done about it.
+        fix: The command that gets it; empty when nothing is to be done.
+    """
+
+    name: str
+    kind: str
+    group: str
+    version: str
+    wanted: str
+    state: str
+    fix: str
+
+    @property
+    def fine(self) -> bool:
+        """Whether nothing is to be done."""
+        return self.state in ("ok", "not on this platform")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program outside Python.
+
+    Attributes:
+        command: Its name on the PATH.
+        packages: The Debian packages it comes in, with what it needs to be of use.
+        purpose: What edgekiln does with it.
+    """
+
+    command: str
+    packages: tuple[str, ...]
+    purpose: str
+
+
+PROGRAMS = (
+    Program("gcc", ("gcc", "libc6-dev"), "runs generated C on this machine"),
+    Program("g++", ("g++",), "checks that generated headers are C++ too"),
+    Program(
+        "arm-none-eabi-gcc",
+        ("gcc-arm-none-eabi", "libnewlib-arm-none-eabi"),
+        "builds images for Arm boards",
+    ),
+    Program("qemu-system-arm", ("qemu-system-arm",), "runs the emulated boards"),
+)
+
+
+def examine() -> list[Finding]:
+    """Looks at this machine; runs each program's ``--version`` and imports nothing."""
+    return [_examine_python(), *_examine_packages(), *map(_examine_program, PROGRAMS)]
+
+
+def to_json(findings: list[Finding]) -> dict[str, object]:
+    """Returns the findings as JSON values, with ``"ok"`` for all of them together."""
+    return {
+        "ok": all(finding.fine for finding in findings),
+        "platform": platform.platform(),
+        "findings": [asdict(finding) for finding in findings],
+    }
+
+
+def commands(findings: list[Finding]) -> list[str]:
+    """Returns the commands that get everything that is missing, each once, in order."""
+    if any(not finding.fine for finding in findings) and _checkout() is not None:
+        return [f"make -C {_checkout()} setup"]
+    programs = [finding for finding in findings if finding.kind == "program" and not finding.fine]
+    fixes = [finding.fix for finding in findings if not finding.fine and finding not in programs]
+    if programs:
+        names = [
+            package
+            for program in PROGRAMS
+            for package in program.packages
+            if program.command in {finding.name for finding in programs}
+        ]
+        fixes.append(_install_command(tuple(names)))
+    return list(dict.fromkeys(fixes))
+
+
+def _examine_python() -> Finding:
+    requires = importlib.metadata.metadata("edgekiln")["Requires-Python"] or ""
+    version = platform.python_version()
+    right = Requirement(f"python{requires}").specifier.contains(version)
+    return Finding(
+        name="python",
+        kind="python",
+        group="core",
+        version=version,
+        wanted=requires,
+        state="ok" if right else "wrong version",
+        fix="" if right else "install Python 3.12",
+    )
+
+
+def _examine_packages() -> Iterator[Finding]:
+    requirements = [Requirement(line) for line in importlib.metadata.requires("edgekiln") or ()]
+    for group in ("core", *EXTRAS):
+        for requirement in requirements:
+            if requirement.name != "edgekiln" and _group_of(requirement) == group:
+                yield _examine_package(requirement, group)
+
+
+def _group_of(requirement: Requirement) -> str:
+    match = re.search(r'extra == "([^"]+)"', str(requirement.marker or ""))
+    return match.group(1) if match else "core"
+
+
+def _examine_package(requirement: Requirement, group: str) -> Finding:
+    version = _installed_version(requirement.name)
+    marker = requirement.marker
+    if marker is not None and not marker.evaluate({"extra": group}):
+        state = "not on this platform"
+    elif not version:
+        state = "missing"
+    elif not requirement.specifier.contains(version, prereleases=True):
+        state = "wrong version"
+    else:
+        state = "ok"
+    name = "edgekiln" if group == "core" else f"edgekiln[{group}]"
+    bad = state in ("missing", "wrong version")
+    return Finding(
+        name=requirement.name,
+        kind="package",
+        group=group,
+        version=version,
+        wanted=str(requirement.specifier),
+        state=state,
+        fix=f"{sys.executable} -m pip install '{name}'" if bad else "",
+    )
+
+
+def _installed_version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _examine_program(program: Program) -> Finding:
+    path = shutil.which(program.command)
+    version = _program_version(path) if path else ""
+    return Finding(
+        name=program.command,
+        kind="program",
+        group="tools",
+        version=version,
+        wanted="",
+        state="ok" if version else "missing",
+        fix="" if version else _install_command(program.packages),
+    )
+
+
+def _program_version(path: str) -> str:
+    """Returns the first version number that a program prints, or an empty string."""
+    try:
+        result = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    match = re.search(r"\d+\.\d+(\.\d+)?", result.stdout.partition("\n")[0].rpartition(")")[2])
+    match = match or re.search(r"\d+\.\d+(\.\d+)?", result.stdout)
+    return match.group() if match else "unknown"
+
+
+def _install_command(packages: tuple[str, ...]) -> str:
+    names = " ".join(packages)
+    if shutil.which("apt-get"):
+        return f"sudo apt-get install --no-install-recommends {names}"
+    return f"install {names} (Debian's names) with this system's package manager"
+
+
+def _checkout() -> Path | None:
+    """Returns the directory whose Makefile sets everything up, where edgekiln runs from it."""
+    root = Path(__file__).resolve().parent.parent
+    return root if (root / "scripts" / "setup").is_file() else None
