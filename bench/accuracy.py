@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -205,7 +206,8 @@ def _percentiles_us(times_ns: Sequence[int]) -> tuple[float, float]:
 
 def _byte_rows(array: Tensor) -> NDArray[Any]:
     kind = np.int8 if array.dtype == np.int8 else np.uint8
-    return np.ascontiguousarray(array).reshape(len(array), -1).view(kind)
+    columns = math.prod(array.shape[1:])
+    return np.ascontiguousarray(array).reshape(len(array), columns).view(kind)
 
 
 def _largest_difference(a: Tensor, b: Tensor) -> float:
