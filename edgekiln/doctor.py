@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from packaging.requirements import Requirement
+
+from edgekiln.errors import ToolMissingError
 
 #: The extras that the default path, `make deploy BOARD=mps2-an386`, uses.
 EXTRAS = ("train", "onnx", "litert", "oracle", "board", "report")
@@ -28,8 +31,8 @@ class Finding:
         group: What it is for: ``core``, an extra's name, or ``tools``.
         version: What is installed; empty when nothing is.
         wanted: The versions that will do; empty for any.
-        state: ``ok``, ``missing``, ``wrong version``, or ``not on this platform``, which
-            counts as fine because nothing can be done about it.
+        state: ``ok``, ``missing``, ``wrong version``, ``without its library`` (a compiler), or
+            ``not on this platform``, which counts as fine: nothing can be done about it.
         fix: The command that gets it; empty when nothing is to be done.
     """
 
@@ -54,23 +57,26 @@ class Program:
     Attributes:
         command: Its name on the PATH.
         packages: The Debian packages it comes in, with what it needs to be of use.
-        purpose: What edgekiln does with it.
+        header: For a compiler, a header of the library that belongs to it.
+        language: For a compiler, what ``header`` is written in, as for its option ``-x``.
     """
 
     command: str
     packages: tuple[str, ...]
-    purpose: str
+    header: str = ""
+    language: str = "c"
 
 
+#: The same as in scripts/setup, which installs them before there is a Python to ask.
 PROGRAMS = (
-    Program("gcc", ("gcc", "libc6-dev"), "runs generated C on this machine"),
-    Program("g++", ("g++",), "checks that generated headers are C++ too"),
+    Program("gcc", ("gcc", "libc6-dev"), header="stdlib.h"),
+    Program("g++", ("g++",), header="cstdlib", language="c++"),
     Program(
         "arm-none-eabi-gcc",
         ("gcc-arm-none-eabi", "libnewlib-arm-none-eabi"),
-        "builds images for Arm boards",
+        header="string.h",
     ),
-    Program("qemu-system-arm", ("qemu-system-arm",), "runs the emulated boards"),
+    Program("qemu-system-arm", ("qemu-system-arm",)),
 )
 
 
@@ -88,20 +94,31 @@ def to_json(findings: list[Finding]) -> dict[str, object]:
     }
 
 
+def check(findings: list[Finding]) -> None:
+    """Passes when everything is fine.
+
+    Raises:
+        ToolMissingError: Something is missing; the message holds the commands that get it.
+    """
+    bad = [finding for finding in findings if not finding.fine]
+    if bad:
+        raise ToolMissingError(
+            "missing or of a wrong version: " + ", ".join(finding.name for finding in bad),
+            hint="run: " + " && ".join(commands(findings)),
+        )
+
+
 def commands(findings: list[Finding]) -> list[str]:
-    """Returns the commands that get everything that is missing, each once, in order."""
-    if any(not finding.fine for finding in findings) and _checkout() is not None:
-        return [f"make -C {_checkout()} setup"]
-    programs = [finding for finding in findings if finding.kind == "program" and not finding.fine]
-    fixes = [finding.fix for finding in findings if not finding.fine and finding not in programs]
-    if programs:
-        names = [
-            package
-            for program in PROGRAMS
-            for package in program.packages
-            if program.command in {finding.name for finding in programs}
-        ]
-        fixes.append(_install_command(tuple(names)))
+    """Returns the commands that get everything that is missing, each once."""
+    bad = [finding for finding in findings if not finding.fine]
+    checkout = _checkout()
+    if bad and checkout is not None:
+        return [f"make -C {shlex.quote(str(checkout))} setup"]
+    missing = {finding.name for finding in bad if finding.kind == "program"}
+    packages = [name for each in PROGRAMS if each.command in missing for name in each.packages]
+    fixes = [finding.fix for finding in bad if finding.kind != "program"]
+    if packages:
+        fixes.append(_install_command(packages))
     return list(dict.fromkeys(fixes))
 
 
@@ -167,31 +184,51 @@ def _installed_version(name: str) -> str:
 def _examine_program(program: Program) -> Finding:
     path = shutil.which(program.command)
     version = _program_version(path) if path else ""
+    if not path or not version:
+        state = "missing"
+    elif program.header and not _compiles(path, program):
+        state = "without its library"
+    else:
+        state = "ok"
     return Finding(
         name=program.command,
         kind="program",
         group="tools",
         version=version,
         wanted="",
-        state="ok" if version else "missing",
-        fix="" if version else _install_command(program.packages),
+        state=state,
+        fix="" if state == "ok" else _install_command(program.packages),
     )
 
 
 def _program_version(path: str) -> str:
-    """Returns the first version number that a program prints, or an empty string."""
+    """Returns the version number in the first line that a program prints."""
     try:
-        result = subprocess.run(
-            [path, "--version"], capture_output=True, text=True, timeout=20, check=True
-        )
+        result = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
         return ""
-    match = re.search(r"\d+\.\d+(\.\d+)?", result.stdout.partition("\n")[0].rpartition(")")[2])
-    match = match or re.search(r"\d+\.\d+(\.\d+)?", result.stdout)
+    if result.returncode != 0:
+        return ""
+    first_line = re.sub(r"\(.*?\)", "", result.stdout.partition("\n")[0])
+    match = re.search(r"\d+\.\d+(\.\d+)?", first_line)
     return match.group() if match else "unknown"
 
 
-def _install_command(packages: tuple[str, ...]) -> str:
+def _compiles(path: str, program: Program) -> bool:
+    try:
+        result = subprocess.run(
+            [path, "-fsyntax-only", "-x", program.language, "-"],
+            input=f"#include <{program.header}>\n",
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return result.returncode == 0
+
+
+def _install_command(packages: Sequence[str]) -> str:
     names = " ".join(packages)
     if shutil.which("apt-get"):
         return f"sudo apt-get install --no-install-recommends {names}"
