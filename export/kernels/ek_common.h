@@ -1,0 +1,120 @@
+/* What every edgekiln kernel builds on: integer types, fixed-point arithmetic.
+ *
+ * All kernels are `static inline` and always inlined into a function that the compiler
+ * generates, with parameters that are mostly constants there.
+ *
+ * Assumed of the C compiler, as by every embedded toolchain: two's complement, and a right
+ * shift of a negative number that copies the sign.
+ */
+#ifndef EK_COMMON_H
+#define EK_COMMON_H
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__GNUC__)
+#define EK_INLINE inline __attribute__((always_inline))
+#define EK_NOINLINE __attribute__((noinline))
+#define EK_ALIGN(bytes) __attribute__((aligned(bytes)))
+#else
+#define EK_INLINE inline
+#define EK_NOINLINE
+#define EK_ALIGN(bytes)
+#endif
+
+static EK_INLINE int32_t ek_min_s32(int32_t a, int32_t b)
+{
+    return a < b ? a : b;
+}
+
+static EK_INLINE int32_t ek_max_s32(int32_t a, int32_t b)
+{
+    return a > b ? a : b;
+}
+
+static EK_INLINE int8_t ek_clamp_s8(int32_t value, int32_t low, int32_t high)
+{
+    return (int8_t)ek_min_s32(ek_max_s32(value, low), high);
+}
+
+/* a * b / 2^31, rounded to the nearest, halves up. Not for a = b = INT32_MIN.
+ * The same integer as gemmlowp's SaturatingRoundingDoublingHighMul. */
+static EK_INLINE int32_t ek_doubling_high_mul(int32_t a, int32_t b)
+{
+    return (int32_t)(((int64_t)a * b + (1 << 30)) >> 31);
+}
+
+/* x / 2^exponent, rounded to the nearest, halves away from zero; exponent in [0, 31]. */
+static EK_INLINE int32_t ek_rounding_divide_by_pot(int32_t x, int32_t exponent)
+{
+    const int32_t mask = (int32_t)(((uint32_t)1 << exponent) - 1u);
+    const int32_t threshold = (mask >> 1) + (x < 0 ? 1 : 0);
+    return (x >> exponent) + ((x & mask) > threshold ? 1 : 0);
+}
+
+/* x * 2^bits, which the caller knows not to overflow or wants to wrap; bits in [0, 31]. */
+static EK_INLINE int32_t ek_shift_left(int32_t x, int32_t bits)
+{
+    return (int32_t)((uint32_t)x << bits);
+}
+
+/* x * multiplier * 2^(shift - 31) with gemmlowp's two roundings; shift in [-31, 0]. */
+static EK_INLINE int32_t ek_scale_down(int32_t x, int32_t multiplier, int32_t shift)
+{
+    return ek_rounding_divide_by_pot(ek_doubling_high_mul(x, multiplier), -shift);
+}
+
+/* The same for shift in [-31, 30] (TensorFlow Lite's MultiplyByQuantizedMultiplier). */
+static EK_INLINE int32_t ek_scale(int32_t x, int32_t multiplier, int32_t shift)
+{
+    if (shift > 0) {
+        return ek_doubling_high_mul(ek_shift_left(x, shift), multiplier);
+    }
+    return ek_scale_down(x, multiplier, shift);
+}
+
+/* Accumulator to int8: scale, add the zero point, clamp. shifts_left tells whether any
+ * shift of the node is positive; where none is, the test is compiled away. */
+static EK_INLINE int8_t ek_requantize_s8(int32_t acc, int32_t multiplier, int32_t shift,
+                                         int32_t shifts_left, int32_t zero_point, int32_t low,
+                                         int32_t high)
+{
+    const int32_t scaled = shifts_left ? ek_scale(acc, multiplier, shift)
+                                       : ek_scale_down(acc, multiplier, shift);
+    return ek_clamp_s8(scaled + zero_point, low, high);
+}
+
+/* Sum of x[i] * w[i]. The bound on the sum is the caller's to prove. */
+static EK_INLINE int32_t ek_dot_s8(const int8_t *x, const int8_t *w, int32_t length, int32_t acc)
+{
+    for (int32_t i = 0; i < length; ++i) {
+        acc += (int32_t)x[i] * w[i];
+    }
+    return acc;
+}
+
+/* Sum of (x[i] + offset) * w[i]. */
+static EK_INLINE int32_t ek_dot_offset_s8(const int8_t *x, const int8_t *w, int32_t length,
+                                          int32_t offset, int32_t acc)
+{
+    for (int32_t i = 0; i < length; ++i) {
+        acc += ((int32_t)x[i] + offset) * w[i];
+    }
+    return acc;
+}
+
+/* First tap of a window that lies inside of the input: the smallest f >= 0 with
+ * origin + f * dilation >= 0. */
+static EK_INLINE int32_t ek_first_tap(int32_t origin, int32_t dilation)
+{
+    return origin >= 0 ? 0 : (dilation - 1 - origin) / dilation;
+}
+
+/* One past the last tap inside of the input: the largest f <= taps with
+ * origin + (f - 1) * dilation < size. */
+static EK_INLINE int32_t ek_last_tap(int32_t origin, int32_t dilation, int32_t taps, int32_t size)
+{
+    return ek_min_s32(taps, (size - origin + dilation - 1) / dilation);
+}
+
+#endif

@@ -1,0 +1,227 @@
+"""What every operator brings: a reader, a checker, a numpy definition, kernels and a cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekiln.errors import BadModelError, UnsupportedOpError
+from edgekiln.export.ir import DType, Graph, Tensor
+
+if TYPE_CHECKING:
+    from edgekiln.export.tflite_reader import OperatorReader
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class KernelCall:
+    """One call of a C kernel, with all that the kernel must know ahead of time.
+
+    The kernel ``ek_<name>`` stands in ``kernels/<header>`` and has the signature
+    ``(const ek_<name>_params *p, const int8_t *input…, int8_t *output)``. Its params struct
+    holds the keys of ``scalars`` as int32_t and the keys of ``arrays`` as pointers, in this order.
+
+    Attributes:
+        kernel: The C function's name.
+        header: The header that defines it.
+        scalars: int32 parameters.
+        arrays: Constant tables, 1-D int8, int16 or int32.
+        inputs: Tensor indices of the pointer arguments.
+        output: Tensor index of the output pointer.
+        output_offset_bytes: Added to the output pointer.
+        specialise: Scalars that are worth a copy of the kernel each: with ``--optimize
+            balanced`` only nodes that agree on them share a function.
+    """
+
+    kernel: str
+    header: str
+    scalars: Mapping[str, int]
+    arrays: Mapping[str, Array]
+    inputs: tuple[int, ...]
+    output: int
+    output_offset_bytes: int = 0
+    specialise: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A way to compute an operator on some targets.
+
+    Attributes:
+        name: For the report.
+        features: Target features it needs.
+        accepts: Tells whether it can compute this operator.
+        lower: Turns the operator into calls.
+        cost: Estimates its instructions for this operator; the cheapest kernel wins.
+    """
+
+    name: str
+    lower: Callable[[Any, Graph], tuple[KernelCall, ...]]
+    cost: Callable[[Any, Graph], float]
+    features: frozenset[str] = frozenset()
+    accepts: Callable[[Any, Graph], bool] = lambda _op, _graph: True
+
+
+@dataclass(frozen=True)
+class Op:
+    """Base of all operators.
+
+    Attributes:
+        index: Its number in the model file.
+        inputs: Tensor indices; -1 stands for an optional input that is absent.
+        outputs: Tensor indices.
+    """
+
+    index: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    name: ClassVar[str]
+    """The operator's name in TensorFlow Lite."""
+
+    variants: ClassVar[str] = "int8"
+    """What of the operator is supported, for the table of operators."""
+
+    aliases_input: ClassVar[bool] = False
+    """True when the output is the first input's bytes, so that nothing needs to run."""
+
+    kernels: ClassVar[tuple[Kernel, ...]] = ()
+    """The kernels which can compute it."""
+
+    @classmethod
+    def read(cls, reader: OperatorReader) -> Self:
+        """Builds the operator from the model file."""
+        return cls(reader.index, reader.inputs, reader.outputs)
+
+    def check(self, graph: Graph) -> None:
+        """Raises an error which names this node unless the operator can be compiled."""
+        raise AssertionError(f"{type(self).__name__} has no checker")
+
+    def define(self, graph: Graph, inputs: tuple[Array | None, ...]) -> tuple[Array, ...]:
+        """Computes the outputs from the inputs: the definition of the operator.
+
+        Args:
+            graph: The graph it belongs to.
+            inputs: Values of all inputs; None for an absent optional input.
+
+        Returns:
+            Values of all outputs, with the tensors' dtypes and shapes.
+        """
+        raise AssertionError(f"{type(self).__name__} has no definition")
+
+    def macs(self, graph: Graph) -> int:
+        """Returns the number of multiply-accumulate steps."""
+        return 0
+
+    def attributes(self) -> dict[str, object]:
+        """Returns what the operator holds besides its tensors."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ("index", "inputs", "outputs")
+        }
+
+    def activation_inputs(self, graph: Graph) -> tuple[int, ...]:
+        """Returns the inputs that exist only while the model runs."""
+        return tuple(t for t in self.inputs if t >= 0 and not graph.tensor(t).is_constant)
+
+    def input(self, graph: Graph, position: int) -> Tensor:
+        """Returns the input at a position where the operator must have one."""
+        if position >= len(self.inputs) or self.inputs[position] < 0:
+            self.reject(graph, f"input {position} is missing")
+        return graph.tensor(self.inputs[position])
+
+    def optional_input(self, graph: Graph, position: int) -> Tensor | None:
+        """Returns the input at a position, or None when it is absent."""
+        if position >= len(self.inputs) or self.inputs[position] < 0:
+            return None
+        return graph.tensor(self.inputs[position])
+
+    def output(self, graph: Graph, position: int = 0) -> Tensor:
+        """Returns an output."""
+        if position >= len(self.outputs):
+            self.reject(graph, f"output {position} is missing")
+        return graph.tensor(self.outputs[position])
+
+    def where(self, graph: Graph) -> str:
+        """Names this node for a message."""
+        return f"{graph.name}: node {self.index} {self.name}"
+
+    def reject(self, graph: Graph, what: str, got: object = "", allowed: object = "") -> NoReturn:
+        """Raises an error for a node that contradicts itself or the file format."""
+        raise BadModelError(what, where=self.where(graph), got=got, allowed=allowed)
+
+    def unsupported(
+        self, graph: Graph, what: str, got: object = "", allowed: object = "", hint: str = ""
+    ) -> NoReturn:
+        """Raises an error for a node that is right but not supported."""
+        raise UnsupportedOpError(
+            what, where=self.where(graph), got=got, allowed=allowed, hint=hint
+        )
+
+    # Checks that many operators share.
+
+    def check_counts(self, graph: Graph, inputs: range, outputs: int = 1) -> None:
+        """Checks the number of inputs and outputs."""
+        if len(self.inputs) not in inputs:
+            wanted = f"{inputs.start} to {inputs.stop - 1}"
+            self.reject(graph, "wrong number of inputs", len(self.inputs), wanted)
+        if len(self.outputs) != outputs:
+            self.reject(graph, "wrong number of outputs", len(self.outputs), outputs)
+
+    def check_int8(self, graph: Graph, tensor: Tensor) -> None:
+        """Checks that a tensor is int8 and quantized per tensor."""
+        if tensor.dtype is not DType.INT8:
+            hint = "quantize the model to int8 first (edgekiln quantize)"
+            self.unsupported(
+                graph,
+                f"tensor '{tensor.name}' has a type which is not supported here",
+                tensor.dtype.value,
+                "int8",
+                hint if tensor.dtype is DType.FLOAT32 else "",
+            )
+        if tensor.quantization is None:
+            self.reject(graph, f"int8 tensor '{tensor.name}' carries no scale")
+        if tensor.quantization.per_channel and not tensor.is_constant:
+            self.reject(graph, f"tensor '{tensor.name}' is quantized per channel")
+
+    def check_same_shape(self, graph: Graph, a: Tensor, b: Tensor) -> None:
+        """Checks that two tensors have the same shape."""
+        if a.shape != b.shape:
+            self.reject(graph, f"shapes of '{a.name}' and '{b.name}' differ", b.shape, a.shape)
+
+    def check_rank(self, graph: Graph, tensor: Tensor, ranks: tuple[int, ...]) -> None:
+        """Checks the number of dimensions."""
+        if len(tensor.shape) not in ranks:
+            allowed = " or ".join(f"{rank} dimensions" for rank in ranks)
+            self.unsupported(graph, f"shape of '{tensor.name}'", tensor.shape, allowed)
+
+    def check_same_quantization(self, graph: Graph, a: Tensor, b: Tensor) -> None:
+        """Checks that two tensors have the same scale and zero point."""
+        if (a.q.scale, a.q.zero_point) != (b.q.scale, b.q.zero_point):
+            self.reject(
+                graph,
+                f"scale and zero point of '{b.name}' differ from those of '{a.name}'",
+                f"{b.q.scale:.8g}, {b.q.zero_point}",
+                f"{a.q.scale:.8g}, {a.q.zero_point}",
+            )
+
+    def constant(self, graph: Graph, position: int, what: str) -> Tensor:
+        """Returns an input that has to be a constant."""
+        tensor = self.input(graph, position)
+        if not tensor.is_constant:
+            self.unsupported(graph, f"the {what} is computed at run time", allowed="a constant")
+        return tensor
+
+
+def as_int64(array: Array | None) -> NDArray[np.int64]:
+    """Widens a value for exact arithmetic."""
+    if array is None:
+        raise AssertionError("an absent input was used")
+    return np.asarray(array).astype(np.int64)

@@ -1,0 +1,38 @@
+"""The operators that the compiler knows, by their name in TensorFlow Lite."""
+
+from __future__ import annotations
+
+from edgekiln.export.ops.add import Add
+from edgekiln.export.ops.base import Op
+from edgekiln.export.ops.concatenation import Concatenation
+from edgekiln.export.ops.conv_2d import Conv2D
+from edgekiln.export.ops.depthwise_conv_2d import DepthwiseConv2D
+from edgekiln.export.ops.elementwise import Logistic, Quantize, Relu, Relu6, Tanh
+from edgekiln.export.ops.fully_connected import FullyConnected
+from edgekiln.export.ops.mean import Mean
+from edgekiln.export.ops.pad import Pad
+from edgekiln.export.ops.pool_2d import AveragePool2D, MaxPool2D
+from edgekiln.export.ops.reshape import Reshape
+from edgekiln.export.ops.softmax import Softmax
+
+OPS: dict[str, type[Op]] = {
+    op.name: op
+    for op in (
+        Add,
+        AveragePool2D,
+        Concatenation,
+        Conv2D,
+        DepthwiseConv2D,
+        FullyConnected,
+        Logistic,
+        MaxPool2D,
+        Mean,
+        Pad,
+        Quantize,
+        Relu,
+        Relu6,
+        Reshape,
+        Softmax,
+        Tanh,
+    )
+}

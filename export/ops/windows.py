@@ -1,0 +1,135 @@
+"""Sliding windows: output sizes, padding, and numpy views of them (NHWC)."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekiln.export.ir import Graph, Tensor
+from edgekiln.export.ops.base import Op
+
+
+class Padding(enum.Enum):
+    """How a window treats the border, by its number in the file format."""
+
+    SAME = 0
+    VALID = 1
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window that slides over one dimension.
+
+    Attributes:
+        size: Elements under the window.
+        stride: Step between outputs.
+        dilation: Step between elements under the window.
+        padding: How the border is treated.
+    """
+
+    size: int
+    stride: int
+    dilation: int
+    padding: Padding
+
+    @property
+    def extent(self) -> int:
+        """How many inputs the window spans."""
+        return (self.size - 1) * self.dilation + 1
+
+    def output_size(self, input_size: int) -> int:
+        """Returns the number of outputs (``ComputeOutSize``)."""
+        if self.padding is Padding.SAME:
+            return -(-input_size // self.stride)
+        return (input_size + self.stride - self.extent) // self.stride
+
+    def pad_before(self, input_size: int, output_size: int) -> int:
+        """Returns the padding before the first input (``ComputePadding``)."""
+        total = (output_size - 1) * self.stride + self.extent - input_size
+        return max(total, 0) // 2
+
+    def reads_padding(self, input_size: int, output_size: int) -> bool:
+        """Tells whether any window reaches over the border."""
+        before = self.pad_before(input_size, output_size)
+        last = (output_size - 1) * self.stride - before + self.extent
+        return before > 0 or last > input_size
+
+
+def extract_windows(
+    x: NDArray[Any], window_h: Window, window_w: Window, out_h: int, out_w: int, fill: int
+) -> NDArray[Any]:
+    """Gathers the inputs under each window.
+
+    Args:
+        x: Values [N, H, W, C].
+        window_h: The window over H.
+        window_w: The window over W.
+        out_h: Outputs over H.
+        out_w: Outputs over W.
+        fill: The value that stands outside of the input.
+
+    Returns:
+        Values [N, out_h, out_w, window_h.size, window_w.size, C], a view where possible.
+    """
+    _, height, width, _ = x.shape
+    pads = []
+    for window, size, out in ((window_h, height, out_h), (window_w, width, out_w)):
+        before = window.pad_before(size, out)
+        after = max((out - 1) * window.stride - before + window.extent - size, 0)
+        pads.append((before, after))
+    padded = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
+    n, h, w, c = padded.strides
+    return np.lib.stride_tricks.as_strided(
+        padded,
+        (x.shape[0], out_h, out_w, window_h.size, window_w.size, x.shape[3]),
+        (n, h * window_h.stride, w * window_w.stride, h * window_h.dilation,
+         w * window_w.dilation, c),
+        writeable=False,
+    )
+
+
+def check_windows(op: Op, graph: Graph, windows: tuple[Window, Window], channels: int) -> None:
+    """Checks two windows over [N, H, W, C], and the output's shape against them."""
+    x, y = op.input(graph, 0), op.output(graph)
+    for window, what in zip(windows, ("height", "width"), strict=True):
+        for value, name in ((window.stride, "stride"), (window.dilation, "dilation"),
+                            (window.size, "filter size")):
+            if value < 1:
+                op.reject(graph, f"{name} over the {what}", value, "1 or more")
+    expected = (
+        x.shape[0],
+        windows[0].output_size(x.shape[1]),
+        windows[1].output_size(x.shape[2]),
+        channels,
+    )
+    if y.shape != expected:
+        op.reject(graph, f"shape of '{y.name}'", y.shape, expected)
+
+
+def window_scalars(x: Tensor, y: Tensor, windows: tuple[Window, Window]) -> dict[str, int]:
+    """Returns what the C kernels need to know of two windows."""
+    window_h, window_w = windows
+    return {
+        "output_height": y.shape[1],
+        "output_width": y.shape[2],
+        "stride_height": window_h.stride,
+        "stride_width": window_w.stride,
+        "dilation_height": window_h.dilation,
+        "dilation_width": window_w.dilation,
+        "pad_top": window_h.pad_before(x.shape[1], y.shape[1]),
+        "pad_left": window_w.pad_before(x.shape[2], y.shape[2]),
+    }
+
+
+def windows_read_padding(x: Tensor, y: Tensor, windows: tuple[Window, Window]) -> bool:
+    """Tells whether any window reaches over the border."""
+    return windows[0].reads_padding(x.shape[1], y.shape[1]) or windows[1].reads_padding(
+        x.shape[2], y.shape[2]
+    )

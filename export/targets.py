@@ -1,0 +1,47 @@
+"""The processors that code can be generated for, and what their kernels may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgekiln.errors import BadInputError
+
+
+@dataclass(frozen=True)
+class Target:
+    """A class of processors.
+
+    Attributes:
+        name: As given to ``--target``.
+        description: For people.
+        features: What a kernel may ask for: ``dsp`` (Arm's SIMD-in-32-bit instructions),
+            ``unaligned`` (32-bit loads from any address).
+    """
+
+    name: str
+    description: str
+    features: frozenset[str] = frozenset()
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("generic", "any core with a C99 compiler"),
+        Target("host", "the machine that edgekiln runs on"),
+        Target("cortex-m4", "Arm Cortex-M4 and M4F", frozenset({"dsp", "unaligned"})),
+    )
+}
+
+
+def find_target(name: str) -> Target:
+    """Returns the target with this name.
+
+    Raises:
+        BadInputError: There is none.
+    """
+    try:
+        return TARGETS[name]
+    except KeyError:
+        raise BadInputError(
+            "no such target", where="--target", got=name, allowed=", ".join(sorted(TARGETS))
+        ) from None

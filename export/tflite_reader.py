@@ -1,0 +1,263 @@
+"""Reads a .tflite file into a graph.
+
+The file is untrusted: every count is bounded by the file's size before it is used, and
+whatever the flatbuffer accessors stumble over becomes a `BadModelError`.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekiln.errors import BadModelError, EdgekilnError, UnsupportedOpError
+from edgekiln.export.ir import DType, Graph, Quantization, Tensor
+from edgekiln.export.ops.base import Op
+from edgekiln.export.ops.registry import OPS
+
+E = TypeVar("E", bound=enum.Enum)
+
+FILE_IDENTIFIER = b"TFL3"
+_MAX_RANK = 8
+_MAX_ELEMENTS = 2**31 - 1
+
+# What the generated flatbuffer accessors raise when offsets lead out of the file.
+_ACCESSOR_ERRORS = (
+    struct.error, IndexError, TypeError, ValueError, OverflowError, AttributeError, MemoryError,
+    RecursionError,
+)
+
+
+@dataclass(frozen=True)
+class OperatorReader:
+    """One operator of the file, as its class sees it while it is read.
+
+    Attributes:
+        index: Its number in the subgraph.
+        inputs: Tensor indices, -1 for an absent optional input.
+        outputs: Tensor indices.
+    """
+
+    index: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    _operator: Any
+    _name: str
+    _where: str
+
+    def options(self, kind: str) -> Any:
+        """Returns the operator's options as the flatbuffer class ``kind``.
+
+        Raises:
+            BadModelError: The operator carries no options, or others.
+        """
+        table = self._operator.BuiltinOptions()
+        module = importlib.import_module("tflite.BuiltinOptions")
+        found = self._operator.BuiltinOptionsType()
+        if table is None or found != getattr(module.BuiltinOptions, kind):
+            raise BadModelError("options are missing or of another operator", where=self.where(),
+                                got=f"type {found}", allowed=kind)
+        options = getattr(importlib.import_module(f"tflite.{kind}"), kind)()
+        options.Init(table.Bytes, table.Pos)
+        return options
+
+    def enum(self, kind: type[E], value: int, what: str) -> E:
+        """Converts a number of the file to an enum."""
+        try:
+            return kind(value)
+        except ValueError:
+            raise BadModelError(f"unknown {what}", where=self.where(), got=value) from None
+
+    def where(self) -> str:
+        """Names the node for a message."""
+        return f"{self._where}: node {self.index} {self._name}"
+
+    def unsupported(self, what: str, got: object, allowed: object) -> NoReturn:
+        """Raises an error for options that are right but not supported."""
+        raise UnsupportedOpError(what, where=self.where(), got=got, allowed=allowed)
+
+
+def read_tflite(data: bytes, where: str) -> Graph:
+    """Reads the first subgraph of a .tflite file.
+
+    Args:
+        data: The file.
+        where: Its name, for messages.
+
+    Raises:
+        BadModelError: The file is damaged, or not a .tflite file.
+        UnsupportedOpError: It holds an operator, or several subgraphs, that are not supported.
+    """
+    if len(data) < 16 or data[4:8] != FILE_IDENTIFIER:
+        raise BadModelError(
+            "not a .tflite file", where=where,
+            got=f"{len(data)} bytes" + (f" with identifier {data[4:8]!r}" if data[4:8] else ""),
+            allowed=f"identifier {FILE_IDENTIFIER!r} at byte 4",
+        )
+    try:
+        return _ModelReader(data, where).read()
+    except EdgekilnError:
+        raise
+    except _ACCESSOR_ERRORS as error:
+        raise BadModelError(
+            f"damaged .tflite file: {type(error).__name__} while reading it", where=where,
+            hint="check that the file was copied whole",
+        ) from None
+
+
+class _ModelReader:
+    def __init__(self, data: bytes, where: str) -> None:
+        from tflite.Model import Model
+
+        self.data = data
+        self.where = where
+        self.model = Model.GetRootAs(data, 0)
+
+    def bounded(self, count: int, what: str) -> range:
+        """Returns range(count) when the file is large enough to hold as many entries."""
+        if not 0 <= count <= len(self.data):
+            raise BadModelError(f"number of {what}", where=self.where, got=count,
+                                allowed=f"at most the file's {len(self.data)} bytes")
+        return range(count)
+
+    def read(self) -> Graph:
+        subgraphs = self.model.SubgraphsLength()
+        if subgraphs != 1:
+            if subgraphs < 1:
+                raise BadModelError("the file holds no subgraph", where=self.where)
+            raise UnsupportedOpError("several subgraphs", where=self.where, got=subgraphs,
+                                     allowed="1 (no control flow)")
+        subgraph = self.model.Subgraphs(0)
+        count = subgraph.TensorsLength()
+        tensors = {
+            i: self.read_tensor(subgraph.Tensors(i), i) for i in self.bounded(count, "tensors")
+        }
+        operators = self.bounded(subgraph.OperatorsLength(), "operators")
+        ops = tuple(self.read_op(subgraph.Operators(i), i, count) for i in operators)
+        return Graph(
+            self.where,
+            tensors,
+            ops,
+            self.indices(subgraph.Inputs, subgraph.InputsLength(), count, "model inputs"),
+            self.indices(subgraph.Outputs, subgraph.OutputsLength(), count, "model outputs"),
+        )
+
+    def indices(
+        self, get: Callable[[int], int], length: int, tensors: int, what: str, least: int = 0
+    ) -> tuple[int, ...]:
+        found = tuple(int(get(i)) for i in self.bounded(length, what))
+        if any(not least <= index < tensors for index in found):
+            raise BadModelError(f"{what} name tensors that are not there", where=self.where,
+                                got=found, allowed=f"{least} to {tensors - 1}")
+        return found
+
+    def read_op(self, operator: Any, index: int, tensors: int) -> Op:
+        code_index = operator.OpcodeIndex()
+        if not 0 <= code_index < self.model.OperatorCodesLength():
+            raise BadModelError(f"node {index} names an operator code that is not there",
+                                where=self.where, got=code_index)
+        name = self.operator_name(self.model.OperatorCodes(code_index))
+        kind = OPS.get(name)
+        if kind is None:
+            raise UnsupportedOpError(
+                f"operator {name} is not supported", where=f"{self.where}: node {index}",
+                hint="edgekiln supported-ops lists those that are",
+            )
+        what = f"inputs of node {index}"
+        inputs = self.indices(operator.Inputs, operator.InputsLength(), tensors, what, least=-1)
+        what = f"outputs of node {index}"
+        outputs = self.indices(operator.Outputs, operator.OutputsLength(), tensors, what)
+        return kind.read(OperatorReader(index, inputs, outputs, operator, name, self.where))
+
+    def operator_name(self, code: Any) -> str:
+        # Files from before 2020 hold the code in a byte, newer ones (also) in an int32.
+        number = max(code.DeprecatedBuiltinCode(), code.BuiltinCode())
+        from tflite.BuiltinOperator import BuiltinOperator
+
+        for name, value in vars(BuiltinOperator).items():
+            if value == number and not name.startswith("_"):
+                if name == "CUSTOM":
+                    custom = code.CustomCode() or b""
+                    return f"CUSTOM {custom.decode('utf-8', 'replace')!r}"
+                return name
+        return f"number {number}"
+
+    def read_tensor(self, tensor: Any, index: int) -> Tensor:
+        name = (tensor.Name() or b"").decode("utf-8", "replace") or f"tensor {index}"
+        where = f"{self.where}: tensor {index} '{name}'"
+        rank = tensor.ShapeLength()
+        if rank > _MAX_RANK:
+            raise BadModelError("number of dimensions", where=where, got=rank,
+                                allowed=f"at most {_MAX_RANK}")
+        shape = tuple(int(tensor.Shape(i)) for i in range(rank))
+        if any(size < 0 for size in shape) or math.prod(shape) > _MAX_ELEMENTS:
+            raise BadModelError("shape", where=where, got=shape)
+        signature = tuple(int(tensor.ShapeSignature(i))
+                          for i in range(min(tensor.ShapeSignatureLength(), _MAX_RANK)))
+        if any(size < 0 for size in signature[1:]):
+            raise UnsupportedOpError(
+                "shape that is known only at run time", where=where, got=signature,
+                hint="convert the model with fixed shapes",
+            )
+        dtype = self.read_dtype(tensor.Type(), where)
+        data = self.read_data(tensor.Buffer(), shape, dtype, where)
+        return Tensor(index, name, shape, dtype, self.read_quantization(tensor, where), data)
+
+    def read_dtype(self, number: int, where: str) -> DType:
+        from tflite.TensorType import TensorType
+
+        name = next((n for n, v in vars(TensorType).items() if v == number and n[0] != "_"), "")
+        try:
+            return DType[name]
+        except KeyError:
+            raise UnsupportedOpError("element type", where=where, got=name or number,
+                                     allowed=", ".join(d.name for d in DType)) from None
+
+    def read_data(
+        self, buffer: int, shape: tuple[int, ...], dtype: DType, where: str
+    ) -> NDArray[Any] | None:
+        if not 0 <= buffer < self.model.BuffersLength():
+            raise BadModelError("names a buffer that is not there", where=where, got=buffer)
+        table = self.model.Buffers(buffer)
+        if table.DataLength() == 0:
+            return None
+        raw = table.DataAsNumpy()
+        wanted = math.prod(shape) * dtype.bytes
+        if isinstance(raw, int) or len(raw) != table.DataLength() or len(raw) != wanted:
+            raise BadModelError("size of the constant", where=where,
+                                got=f"{table.DataLength()} bytes", allowed=f"{wanted} bytes")
+        data = np.frombuffer(raw.tobytes(), dtype.value).reshape(shape)
+        data.flags.writeable = False
+        return data
+
+    def read_quantization(self, tensor: Any, where: str) -> Quantization | None:
+        q = tensor.Quantization()
+        if q is None or q.ScaleLength() == 0:
+            return None
+        count = len(self.bounded(q.ScaleLength(), "scales"))
+        scales = tuple(float(q.Scale(i)) for i in range(count))
+        if not all(math.isfinite(scale) and scale > 0 for scale in scales):
+            raise BadModelError("scale", where=where, got=scales[:4], allowed="finite, above 0")
+        zero_points = self.read_zero_points(q, count, where)
+        axis = q.QuantizedDimension()
+        if count > 1 and not 0 <= axis < tensor.ShapeLength():
+            raise BadModelError("quantized dimension", where=where, got=axis)
+        return Quantization(scales, zero_points, axis)
+
+    def read_zero_points(self, q: Any, count: int, where: str) -> tuple[int, ...]:
+        if q.ZeroPointLength() == 0:
+            return (0,) * count
+        if q.ZeroPointLength() not in (1, count):
+            raise BadModelError("number of zero points", where=where, got=q.ZeroPointLength(),
+                                allowed=count)
+        found = tuple(int(q.ZeroPoint(i)) for i in range(q.ZeroPointLength()))
+        if any(not -(2**15) <= z < 2**16 for z in found):
+            raise BadModelError("zero point", where=where, got=found[:4])
+        return found if len(found) == count else found * count
