@@ -34,11 +34,18 @@ def run(command: click.Command, arguments: Sequence[str] | None) -> int:
 
     With EDGEKILN_DEBUG=1 in the environment a bug's whole traceback is printed too.
     """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if "_EDGEKILN_COMPLETE" in os.environ:  # the shell asks how to complete a word
+        command.main(arguments, prog_name="edgekiln")
     try:
-        outcome = command.main(arguments, prog_name="edgekiln", standalone_mode=False)
+        # Not command.main(): that ends with 1 when stdout's reader goes away.
+        with command.make_context("edgekiln", arguments) as context:
+            command.invoke(context)
         sys.stdout.flush()
     except EdgekilnError as error:
         return _fail(str(error), error.exit_code)
+    except click.exceptions.Exit as exit_request:
+        return exit_request.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return error.exit_code
@@ -55,7 +62,7 @@ def run(command: click.Command, arguments: Sequence[str] | None) -> int:
         return EXIT_BROKEN_PIPE
     except Exception as error:
         return _fail_unexpectedly(error)
-    return outcome if isinstance(outcome, int) else 0
+    return 0
 
 
 def _fail(message: str, exit_code: int) -> int:
