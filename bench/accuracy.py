@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekiln.bench.runners import Runner, Tensor, Tensors
+from edgekiln.bench.runners import Runner
+from edgekiln.bench.tensors import Tensor, Tensors
 from edgekiln.errors import BadInputError
 
 

@@ -1,7 +1,8 @@
-"""Runs a model on this machine, by four engines behind one interface.
+"""Runs a model on this machine, by five engines behind one interface.
 
-`TflmRunner` is the oracle: its bytes define what is right. `CompiledRunner` is the product
-under test. `LiteRTRunner` and `OnnxRunner` are what users have on a PC, for comparison.
+`TflmRunner` is the oracle: its bytes define what is right. `NumpyRunner` is this project's own
+definition of the same. `CompiledRunner` is the product under test. `LiteRTRunner` and
+`OnnxRunner` are what users have on a PC, for comparison.
 
 All of them take and return one array per model input and output, with the inferences along
 the first axis: ``int8 [N, ...]``. No engine keeps state from one inference to the next.
@@ -10,74 +11,40 @@ the first axis: ``int8 [N, ...]``. No engine keeps state from one inference to t
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
-import json
-import math
 import os
 import platform
-import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgekiln.errors import (
-    BadInputError,
-    BadModelError,
-    CheckFailedError,
-    ToolMissingError,
-    UnsupportedOpError,
-)
+from edgekiln.bench.compiled import STRICT_FLAGS, CompiledRunner
+from edgekiln.bench.tensors import Tensor, Tensors, TensorSpec, check_inputs, run_each
+from edgekiln.errors import BadModelError, ToolMissingError, UnsupportedOpError
+from edgekiln.export.interpret import run_graph
+from edgekiln.export.passes import run_passes
+from edgekiln.export.tflite_reader import read_tflite
 
-Tensor: TypeAlias = NDArray[Any]
-Tensors: TypeAlias = tuple[Tensor, ...]
-
-TEMPLATES = Path(__file__).parent / "templates"
-
-STRICT_FLAGS = (
-    *("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wsign-conversion", "-Wshadow"),
-    *("-Wundef", "-Wvla", "-Wcast-align", "-Wcast-qual", "-Wmissing-prototypes"),
-    *("-Wdouble-promotion", "-Werror"),
-)
-HOST_FLAGS = ("-std=c99", "-O2", "-fPIC", "-shared")
-
-_NODE_HOOK = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
-_GUARD_BYTES = 64
-_GUARD = 0x5A
-_POISON = 0xA5
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A model's input or output.
-
-    Attributes:
-        name: The tensor's name in the model file.
-        shape: Its shape for one inference, the batch axis of 1 included if the model has one.
-        dtype: Its numpy dtype.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def bytes(self) -> int:
-        """The size of one inference's values in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def batch_shape(self) -> tuple[int, ...]:
-        """The shape of one inference's row in an array of N: without a leading 1."""
-        return self.shape[1:] if self.shape[:1] == (1,) else self.shape
+__all__ = [
+    "STRICT_FLAGS",
+    "CompiledRunner",
+    "LiteRTRunner",
+    "NumpyRunner",
+    "OnnxRunner",
+    "Runner",
+    "Tensor",
+    "TensorSpec",
+    "Tensors",
+    "TflmRunner",
+    "check_inputs",
+    "read_tensor_specs",
+    "tflm_available",
+]
 
 
 class Runner(Protocol):
@@ -149,7 +116,7 @@ class TflmRunner:
 
     def run(self, inputs: Tensors) -> Tensors:
         """Runs N inferences; see `Runner.run`."""
-        return _run_each(inputs, self.inputs, self.outputs, self._invoke)
+        return run_each(inputs, self.inputs, self.outputs, self._invoke)
 
     def node_tensors(self, inputs: Tensors, tensor_indices: Sequence[int]) -> dict[int, Tensor]:
         """Runs one inference and returns some of the model's tensors.
@@ -188,6 +155,40 @@ class TflmRunner:
         return outputs
 
 
+class NumpyRunner:
+    """The numpy definition of every operator: slow, and needs nothing but numpy.
+
+    Args:
+        model: A .tflite file's bytes.
+        where: Its name, for messages.
+
+    Raises:
+        BadModelError: The model is damaged or contradicts itself.
+        UnsupportedOpError: The model holds what edgekiln lacks.
+    """
+
+    name = "numpy definition"
+
+    def __init__(self, model: bytes, where: str = "model") -> None:
+        self._graph = run_passes(read_tflite(model, where))
+        self.inputs = tuple(self._spec(index) for index in self._graph.inputs)
+        self.outputs = tuple(self._spec(index) for index in self._graph.outputs)
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """Runs N inferences; see `Runner.run`."""
+        return run_each(inputs, self.inputs, self.outputs, self._invoke)
+
+    def _invoke(self, inputs: Tensors) -> Tensors:
+        shaped = [
+            array.reshape(spec.shape) for array, spec in zip(inputs, self.inputs, strict=True)
+        ]
+        return run_graph(self._graph, shaped)
+
+    def _spec(self, index: int) -> TensorSpec:
+        tensor = self._graph.tensor(index)
+        return TensorSpec(tensor.name, tensor.shape, np.dtype(tensor.dtype.value))
+
+
 class LiteRTRunner:
     """LiteRT, formerly TensorFlow Lite, with one thread.
 
@@ -223,7 +224,7 @@ class LiteRTRunner:
 
     def run(self, inputs: Tensors) -> Tensors:
         """Runs N inferences; see `Runner.run`."""
-        return _run_each(inputs, self.inputs, self.outputs, self._invoke)
+        return run_each(inputs, self.inputs, self.outputs, self._invoke)
 
     def _invoke(self, inputs: Tensors) -> Tensors:
         for array, spec, index in zip(inputs, self.inputs, self._input_indices, strict=True):
@@ -268,7 +269,7 @@ class OnnxRunner:
 
     def run(self, inputs: Tensors) -> Tensors:
         """Runs N inferences; see `Runner.run`."""
-        return _run_each(inputs, self.inputs, self.outputs, self._invoke)
+        return run_each(inputs, self.inputs, self.outputs, self._invoke)
 
     def _invoke(self, inputs: Tensors) -> Tensors:
         feed = {
@@ -276,122 +277,6 @@ class OnnxRunner:
             for spec, array in zip(self.inputs, inputs, strict=True)
         }
         return tuple(np.asarray(output) for output in self._session.run(None, feed))
-
-
-class CompiledRunner:
-    """The generated C, compiled for this machine and loaded as a shared library.
-
-    Before each inference the arena is filled with a pattern, so that bytes which the program
-    reads before writing show up as wrong outputs; bytes around it tell whether the program
-    stays inside the arena that its header promises.
-
-    Args:
-        bundle: The directory that `edgekiln compile` wrote, for the target ``host`` or ``generic``.
-        record_nodes: Build with the hook that shows every node's output to `node_outputs`.
-        flags: Compiler flags to add, such as `STRICT_FLAGS`.
-
-    Raises:
-        ToolMissingError: There is no C compiler.
-        BadInputError: The directory is not a bundle.
-        CheckFailedError: The C does not compile.
-    """
-
-    name = "generated C on host"
-
-    def __init__(
-        self, bundle: Path, *, record_nodes: bool = False, flags: Sequence[str] = ()
-    ) -> None:
-        report = read_compile_report(bundle)
-        self.inputs = tuple(_report_spec(entry) for entry in report["inputs"])
-        self.outputs = tuple(_report_spec(entry) for entry in report["outputs"])
-        self._input_offsets = [int(entry["offset"]) for entry in report["inputs"]]
-        self._output_offsets = [int(entry["offset"]) for entry in report["outputs"]]
-        self._memory, self._arena = _guarded_arena(int(report["arena_bytes"]))
-        self._library = _build_library(bundle, report["name"], record_nodes, flags)
-        self._recording = record_nodes
-        self._invoke_c = self._library[f"{report['name']}_invoke"]
-        self._invoke_c.argtypes = [ctypes.c_void_p]
-        self._invoke_c.restype = None
-
-    def run(self, inputs: Tensors) -> Tensors:
-        """Runs N inferences; see `Runner.run`.
-
-        Raises:
-            CheckFailedError: The program wrote outside its arena.
-        """
-        outputs = _run_each(inputs, self.inputs, self.outputs, self._invoke)
-        self._check_guards()
-        return outputs
-
-    def node_outputs(self, inputs: Tensors) -> list[tuple[int, bytes]]:
-        """Runs one inference and returns what each node wrote.
-
-        Args:
-            inputs: One array ``[1, ...]`` per model input.
-
-        Returns:
-            A node's index and its output's bytes, in the order of execution. A node with
-            several outputs appears once for each.
-
-        Raises:
-            BadInputError: The runner was made without ``record_nodes``.
-            CheckFailedError: The program wrote outside its arena.
-        """
-        if not self._recording:
-            raise BadInputError("this runner records no nodes", hint="pass record_nodes=True")
-        seen: list[tuple[int, bytes]] = []
-
-        def record(index: int, data: int, size: int) -> None:
-            seen.append((index, ctypes.string_at(data, size)))
-
-        hook = _NODE_HOOK(record)
-        setter = self._library.ek_set_node_hook
-        setter(hook)
-        try:
-            self.run(inputs)
-        finally:
-            setter(None)
-        return seen
-
-    def _invoke(self, inputs: Tensors) -> Tensors:
-        self._arena[:] = _POISON
-        for array, offset in zip(inputs, self._input_offsets, strict=True):
-            data = np.frombuffer(array.tobytes(), dtype=np.uint8)
-            self._arena[offset : offset + data.size] = data
-        self._invoke_c(self._arena.ctypes.data)
-        return tuple(
-            np.frombuffer(self._arena[offset : offset + spec.bytes].tobytes(), spec.dtype)
-            for spec, offset in zip(self.outputs, self._output_offsets, strict=True)
-        )
-
-    def _check_guards(self) -> None:
-        inside = self._arena.ctypes.data - self._memory.ctypes.data
-        before, after = self._memory[:inside], self._memory[inside + self._arena.size :]
-        if not (np.all(before == _GUARD) and np.all(after == _GUARD)):
-            raise CheckFailedError(
-                "the generated C wrote outside its arena",
-                allowed=f"{self._arena.size} bytes",
-                hint="please report this model",
-            )
-
-
-def read_compile_report(bundle: Path) -> dict[str, Any]:
-    """Reads the compile_report.json of a bundle.
-
-    Raises:
-        BadInputError: There is none, or it is damaged.
-    """
-    path = bundle / "compile_report.json"
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(report, dict) and {"name", "inputs", "outputs", "arena_bytes"} <= set(report):
-            return report
-    except (OSError, ValueError):
-        pass
-    raise BadInputError(
-        "not a directory that edgekiln compile wrote: compile_report.json is missing or damaged",
-        where=bundle,
-    )
 
 
 def read_tensor_specs(model: bytes) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -410,49 +295,6 @@ def read_tensor_specs(model: bytes) -> tuple[tuple[TensorSpec, ...], tuple[Tenso
         )
     except Exception as error:  # flatbuffers reads damaged offsets until something gives way
         raise BadModelError(f"not a readable .tflite model: {error}") from None
-
-
-def check_inputs(inputs: Tensors, specs: Sequence[TensorSpec]) -> Tensors:
-    """Returns the arrays when they fit the model.
-
-    Raises:
-        BadInputError: Wrong number of arrays, wrong dtype, or wrong number of elements.
-    """
-    if len(inputs) != len(specs):
-        raise BadInputError("wrong number of inputs", got=len(inputs), allowed=len(specs))
-    for array, spec in zip(inputs, specs, strict=True):
-        if array.dtype != spec.dtype:
-            raise BadInputError(
-                "wrong dtype", where=f"input {spec.name}", got=array.dtype, allowed=spec.dtype
-            )
-        if array.ndim == 0 or math.prod(array.shape[1:]) != math.prod(spec.shape):
-            raise BadInputError(
-                "wrong shape",
-                where=f"input {spec.name}",
-                got=list(array.shape),
-                allowed=["N", *spec.batch_shape],
-            )
-    if len({len(array) for array in inputs}) > 1:
-        raise BadInputError(
-            "inputs of different length", got=[len(array) for array in inputs], allowed="N each"
-        )
-    return inputs
-
-
-def _run_each(
-    inputs: Tensors,
-    in_specs: Sequence[TensorSpec],
-    out_specs: Sequence[TensorSpec],
-    invoke: Callable[[Tensors], Tensors],
-) -> Tensors:
-    check_inputs(inputs, in_specs)
-    samples = len(inputs[0])
-    outputs = tuple(np.empty((samples, *spec.batch_shape), spec.dtype) for spec in out_specs)
-    for sample in range(samples):
-        answer = invoke(tuple(array[sample] for array in inputs))
-        for array, value in zip(outputs, answer, strict=True):
-            array[sample] = value.reshape(array.shape[1:])
-    return outputs
 
 
 def _import_or_explain(module: str, package: str, hint: str) -> ModuleType:
@@ -524,38 +366,3 @@ def _onnx_spec(node: Any) -> TensorSpec:
     dtype = np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
     shape = tuple(size if isinstance(size, int) else 1 for size in node.shape)
     return TensorSpec(node.name, shape, dtype)
-
-
-def _report_spec(entry: Mapping[str, Any]) -> TensorSpec:
-    return TensorSpec(entry["name"], tuple(entry["shape"]), np.dtype(entry["dtype"]))
-
-
-def _guarded_arena(size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Returns memory filled with the guard byte, and the 16-byte aligned arena inside it."""
-    memory = np.full(size + 2 * _GUARD_BYTES + 16, _GUARD, dtype=np.uint8)
-    start = _GUARD_BYTES + -(memory.ctypes.data + _GUARD_BYTES) % 16
-    return memory, memory[start : start + size]
-
-
-def _build_library(
-    bundle: Path, name: str, record_nodes: bool, flags: Sequence[str]
-) -> ctypes.CDLL:
-    """Compiles a bundle and loads it. The library's file is gone once it is loaded."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        raise ToolMissingError("there is no C compiler", where="cc", hint="apt install gcc")
-    sources = sorted(str(path) for path in bundle.glob("*.c"))
-    recorder = []
-    if record_nodes:
-        recorder = ["-include", str(TEMPLATES / "node_hook.h")]
-        sources.append(str(TEMPLATES / "node_hook.c"))
-    with tempfile.TemporaryDirectory(prefix="edgekiln-") as temporary:
-        library = Path(temporary) / f"lib{name}.so"
-        command = [compiler, *HOST_FLAGS, *flags, *recorder, f"-I{bundle}", "-o", str(library)]
-        done = subprocess.run([*command, *sources], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
-            raise CheckFailedError(
-                f"the generated C does not compile: {lines[0]}", where=f"{compiler} in {bundle}"
-            )
-        return ctypes.CDLL(str(library))

@@ -20,15 +20,15 @@ from edgekiln.bench.accuracy import (
     measure_host_latency,
     top1_accuracy,
 )
+from edgekiln.bench.compiled import STRICT_FLAGS, CompiledRunner
 from edgekiln.bench.runners import (
-    STRICT_FLAGS,
-    CompiledRunner,
     LiteRTRunner,
     OnnxRunner,
     TflmRunner,
     read_tensor_specs,
     tflm_available,
 )
+from edgekiln.bench.tensors import Tensor, Tensors, TensorSpec, check_inputs
 from edgekiln.errors import (
     BadInputError,
     BadModelError,
@@ -147,16 +147,16 @@ class TestInputs:
         ],
     )
     def test_what_does_not_fit_is_refused(
-        self, tmp_path: Path, inputs: runners.Tensors, message: str
+        self, tmp_path: Path, inputs: Tensors, message: str
     ) -> None:
         runner = CompiledRunner(make_bundle(tmp_path, DOUBLE_EACH_BYTE))
         with pytest.raises(BadInputError, match=message):
             runner.run(inputs)
 
     def test_lengths_must_agree(self) -> None:
-        spec = runners.TensorSpec("x", (1, 2), np.dtype(np.int8))
+        spec = TensorSpec("x", (1, 2), np.dtype(np.int8))
         with pytest.raises(BadInputError, match="different length"):
-            runners.check_inputs((np.zeros((3, 2), np.int8), np.zeros((2, 2), np.int8)), [spec] * 2)
+            check_inputs((np.zeros((3, 2), np.int8), np.zeros((2, 2), np.int8)), [spec] * 2)
 
     def test_no_rows_give_no_rows(self, tmp_path: Path) -> None:
         runner = CompiledRunner(make_bundle(tmp_path, DOUBLE_EACH_BYTE))
@@ -290,7 +290,7 @@ class TestComparison:
         assert not compare_bytes(nothing, nothing).equal
 
     @pytest.mark.parametrize("other", [np.zeros((2, 3), np.int8), np.zeros((1, 3), np.uint8)])
-    def test_different_shapes_are_refused(self, other: runners.Tensor) -> None:
+    def test_different_shapes_are_refused(self, other: Tensor) -> None:
         with pytest.raises(BadInputError, match="cannot be compared"):
             compare_bytes((other,), (np.zeros((1, 3), np.int8),))
 
