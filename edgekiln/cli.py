@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from edgekiln import __version__
-from edgekiln.terminal import print_columns, print_json, run
+from edgekiln.errors import CheckFailedError
+from edgekiln.terminal import print_columns, print_json, run, stdout_for_results
+
+if TYPE_CHECKING:
+    from edgekiln.bench.verify import Verification
+    from edgekiln.firmware.boards import Board
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,6 +67,138 @@ def cli() -> None:
     """
 
 
+@cli.command("compile")
+@file_argument
+@click.option(
+    "--target",
+    default="generic",
+    show_default=True,
+    help="Class of processors, such as cortex-m4; `edgekiln supported-ops` lists them.",
+)
+@optimize_option
+@click.option("--name", help="Prefix of all C names.  [default: from the file's name]")
+@click.option(
+    "--io",
+    type=click.Choice(["arena", "separate"]),
+    default="arena",
+    show_default=True,
+    help="Inputs and outputs inside the arena, or in buffers of the caller's.",
+)
+@click.option("-o", "--output", type=_FILE, required=True, help="Directory for the C files.")
+@json_option
+def compile_(
+    model: Path, target: str, optimize: str, name: str | None, io: str, output: Path, as_json: bool
+) -> None:
+    """Compile MODEL, an int8 .tflite file, to C."""
+    from edgekiln.export.compiler import c_name_of, compile_model, write_bundle
+    from edgekiln.files import read_input_file
+
+    compiled = compile_model(
+        read_input_file(model),
+        name=name or c_name_of(model),
+        target=target,
+        optimize=optimize,
+        io=io,
+        where=str(model),
+    )
+    write_bundle(compiled, output)
+    report = compiled.report
+    if as_json:
+        print_json(report)
+    else:
+        _print_facts(
+            ("C files", f"{len(report['files'])} in {output}"),
+            ("MACs", f"{report['macs']:,}"),
+            ("arena", f"{report['arena_bytes']:,} bytes, {_bound(report)}"),
+            ("constants", f"{report['constants_bytes']:,} bytes"),
+        )
+
+
+def _bound(report: dict[str, Any]) -> str:
+    """Tells how a memory plan compares with its bound, and what decides that."""
+    node = report["peak_node"]
+    decider = f"node {node['index']} ({node['op']}) decides" if node else "no node at all"
+    return f"at least {report['arena_bound_bytes']:,} needed: {decider}"
+
+
+@cli.command()
+@file_argument
+@click.option("--inputs", type=_FILE, help="An .npz or .npy file with inputs of your own.")
+@click.option("--random", "samples", type=int, default=20, show_default=True, help="How many.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
+@click.option("--target", default="host", show_default=True, help="`host`, or a board to run on.")
+@optimize_option
+@json_option
+def verify(
+    model: Path,
+    inputs: Path | None,
+    samples: int,
+    seed: int,
+    target: str,
+    optimize: str,
+    as_json: bool,
+) -> None:
+    """Compare each output byte of MODEL's C with TensorFlow Lite Micro's.
+
+    MODEL is an int8 .tflite file. Exits with 1 when a byte differs, and names the first node.
+    """
+    from edgekiln.bench.verify import read_inputs, verify_model
+    from edgekiln.files import read_input_file
+
+    with stdout_for_results():
+        found = verify_model(
+            model,
+            inputs=read_inputs(inputs, read_input_file(model)) if inputs else None,
+            samples=samples,
+            seed=seed,
+            target=target,
+            optimize=optimize,
+        )
+    if as_json:
+        print_json(found.to_json())
+    elif found.match:
+        click.echo(
+            f"{found.model}: {found.samples} inferences on {found.target}, all {found.bytes:,} "
+            f"output bytes equal to {found.oracle}'s"
+        )
+    if found.first_mismatch is not None:
+        raise _mismatch_error(model, found)
+
+
+def _mismatch_error(model: Path, found: Verification) -> CheckFailedError:
+    first = found.first_mismatch
+    assert first is not None
+    return CheckFailedError(
+        f"{found.mismatched_bytes:,} of {found.bytes:,} output bytes differ from "
+        f"{found.oracle}'s; the first node that does is {first.node} ({first.op}), by "
+        f"{first.engine}, output {first.index} of sample {first.sample}",
+        where=model,
+        got=first.got,
+        allowed=first.want,
+    )
+
+
+@cli.command("supported-ops")
+@json_option
+def supported_ops_(as_json: bool) -> None:
+    """List the operators that the compiler takes, and its kernels for each target."""
+    from edgekiln.export.supported import supported_ops
+    from edgekiln.export.targets import TARGETS
+
+    operators = supported_ops()
+    if as_json:
+        targets = {target.name: target.description for target in TARGETS.values()}
+        print_json({"targets": targets, "operators": operators})
+    else:
+        rows = [(each["op"], each["variants"]) for each in operators]
+        print_columns(("operator", "what of it"), rows)
+        click.echo()
+        print_columns(
+            ("target", "what it is"),
+            [(target.name, target.description) for target in TARGETS.values()],
+        )
+
+
 @cli.command()
 @json_option
 def models(as_json: bool) -> None:
@@ -78,6 +216,58 @@ def models(as_json: bool) -> None:
     else:
         rows = [(recipe.name, recipe.dataset, recipe.description) for recipe in recipes]
         print_columns(("model", "data", "what it is"), rows)
+
+
+@cli.command()
+@json_option
+def boards(as_json: bool) -> None:
+    """List the boards, and whether their tools are installed."""
+    from edgekiln.firmware.boards import board_slugs, load_board
+
+    known = [load_board(slug) for slug in board_slugs()]
+    if as_json:
+        print_json(
+            {
+                board.slug: {
+                    "display_name": board.display_name,
+                    "core": board.core,
+                    "target": board.target,
+                    "flash_bytes": board.flash_bytes,
+                    "ram_bytes": board.ram_bytes,
+                    "emulator": board.emulator.program if board.emulator else None,
+                    "missing": _missing_tools(board),
+                }
+                for board in known
+            }
+        )
+    else:
+        print_columns(
+            ("board", "name", "target", "flash", "RAM", "missing"),
+            [
+                (
+                    board.slug,
+                    board.display_name,
+                    board.target,
+                    _kibibytes(board.flash_bytes),
+                    _kibibytes(board.ram_bytes),
+                    " ".join(_missing_tools(board)) or "-",
+                )
+                for board in known
+            ],
+        )
+
+
+def _missing_tools(board: Board) -> list[str]:
+    """Returns the programs that a board needs and this machine lacks."""
+    prefix = board.toolchain.prefix
+    programs = [f"{prefix}gcc" if prefix else "cc"]
+    if board.emulator:
+        programs.append(board.emulator.program)
+    return [program for program in programs if shutil.which(program) is None]
+
+
+def _kibibytes(size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else f"{size_bytes / 1024:,.0f} KiB"
 
 
 @cli.command()
@@ -101,6 +291,13 @@ def doctor(as_json: bool) -> None:
             ],
         )
     doctors.check(findings)
+
+
+def _print_facts(*facts: tuple[str, str]) -> None:
+    """Prints ``name  value`` lines."""
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        click.echo(f"{name.ljust(width)}  {value}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
