@@ -70,8 +70,8 @@ class Usage:
 
     title: str
     used_bytes: int
-    board_bytes: int
-    percent_of_board: float
+    board_bytes: int | None
+    percent_of_board: float | None
     parts: tuple[Part, ...]
 
 
@@ -370,15 +370,14 @@ def plan_memory(plan: MemoryPlan) -> PlanView | None:
     """Returns the drawing of the memory plan, or None when it holds no tensor."""
     if not plan.buffers:
         return None
-    nodes = 1 + max(buffer.last_node for buffer in plan.buffers)
-    column = min(110.0, max(34.0, 880.0 / (nodes + 1)))
+    column = min(110.0, max(34.0, 880.0 / len(plan.steps)))
     height, left = 240.0, 64.0
     scale = height / max(plan.arena_bytes, 1)
     boxes = tuple(
         Box(
-            x=left + column * (buffer.first_node + 1),
+            x=left + column * buffer.first,
             y=height - (buffer.offset + buffer.bytes) * scale,
-            width=column * (buffer.last_node - buffer.first_node + 1),
+            width=column * (buffer.last - buffer.first + 1),
             height=buffer.bytes * scale,
             label=size(buffer.bytes) if buffer.bytes * scale >= 14 else "",
             title=f"{buffer.name}: {buffer.bytes:,} bytes at {buffer.offset:,}",
@@ -386,14 +385,13 @@ def plan_memory(plan: MemoryPlan) -> PlanView | None:
         )
         for number, buffer in enumerate(plan.buffers)
     )
-    names = ["in", *(str(number) for number in range(nodes))]
     step = _tick_step(plan.arena_bytes, most=4)
     marks = [i * step for i in range(int(plan.arena_bytes / step) + 1)]
     return PlanView(
-        width=left + column * (nodes + 1),
+        width=left + column * len(plan.steps),
         height=height,
         boxes=boxes,
-        columns=tuple((left + column * (i + 0.5), name) for i, name in enumerate(names)),
+        columns=tuple((left + column * (i + 0.5), name) for i, name in enumerate(plan.steps)),
         ticks=tuple((height - mark * scale, grouped(round(mark))) for mark in marks),
         bound_y=height - plan.bound_bytes * scale,
     )
@@ -482,13 +480,13 @@ def _ratio(instructions: int | None, macs: int) -> str:
 
 
 def _usage(
-    title: str, used_bytes: int, board_bytes: int, parts: Sequence[tuple[str, int]]
+    title: str, used_bytes: int, board_bytes: int | None, parts: Sequence[tuple[str, int]]
 ) -> Usage:
     return Usage(
         title=title,
         used_bytes=used_bytes,
         board_bytes=board_bytes,
-        percent_of_board=100 * used_bytes / board_bytes,
+        percent_of_board=100 * used_bytes / board_bytes if board_bytes else None,
         parts=tuple(
             Part(label, part_bytes, 100 * part_bytes / used_bytes)
             for label, part_bytes in parts
@@ -507,8 +505,10 @@ def _accuracy_tile(results: Results) -> Tile | None:
     return Tile("Accuracy on the board", f"{100 * accuracy.int8_device:.2f}", "%", note)
 
 
-def _size_tile(label: str, used_bytes: int, board_bytes: int) -> Tile:
+def _size_tile(label: str, used_bytes: int, board_bytes: int | None) -> Tile:
     value, _, unit = size(used_bytes).partition(" ")
+    if board_bytes is None:
+        return Tile(label, value, unit, f"{used_bytes:,} bytes")
     share = 100 * used_bytes / board_bytes
     return Tile(label, value, unit, f"{share:.2g} % of the board's {size(board_bytes)}")
 

@@ -186,35 +186,35 @@ class BoardFacts:
     Attributes:
         display_name: The board's full name.
         core: Its processor core.
-        flash_bytes: Its flash.
-        ram_bytes: Its RAM.
+        flash_bytes: Its flash, or None where that is no limit.
+        ram_bytes: Its RAM, or None where that is no limit.
         emulator: The emulator and its version, or None for a real board.
     """
 
     display_name: str
     core: str
-    flash_bytes: int
-    ram_bytes: int
+    flash_bytes: int | None
+    ram_bytes: int | None
     emulator: str | None
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """One tensor in the arena.
+    """A tensor in the arena, or several that share its bytes.
 
     Attributes:
         name: The tensor's name.
         offset: Its first byte in the arena.
         bytes: Its size.
-        first_node: The node that writes it, -1 for an input.
-        last_node: The last node that reads it.
+        first: The first of the plan's steps in which it is needed, counted from 0.
+        last: The last one.
     """
 
     name: str
     offset: int
     bytes: int
-    first_node: int
-    last_node: int
+    first: int
+    last: int
 
 
 @dataclass(frozen=True)
@@ -225,12 +225,14 @@ class MemoryPlan:
         arena_bytes: The plan's size.
         bound_bytes: The size that no plan can be below.
         peak_node: The node that decides it.
+        steps: What the inference consists of: ``in``, the nodes' numbers, ``out``.
         buffers: The tensors.
     """
 
     arena_bytes: int
     bound_bytes: int
     peak_node: str
+    steps: tuple[str, ...]
     buffers: tuple[Buffer, ...]
 
 

@@ -50,7 +50,11 @@ def results() -> Results:
         confusion=Confusion(("cat", "dog"), ((9, 1), (3, 7))),
         training={"accuracy": (0.5, 0.8, 0.9), "loss": (1.0, 0.5, 0.25)},
         memory_plan=MemoryPlan(
-            1024, 1024, "Node 0 CONV_2D", (Buffer("in", 0, 256, -1, 0), Buffer("c", 256, 768, 0, 1))
+            1024,
+            1024,
+            "Node 0 CONV_2D",
+            ("in", "0", "1", "out"),
+            (Buffer("in", 0, 256, 0, 1), Buffer("c", 256, 768, 1, 3)),
         ),
         board_facts=BoardFacts("Arm MPS2+ AN386", "Cortex-M4F", 4 << 20, 4 << 20, "QEMU 7.2"),
         artifacts=(Artifact("pets/export/pets.tflite", "int8 model", 5120, "ab" * 32),),
