@@ -7,6 +7,7 @@ constants, and ``<model>_invoke``, which calls them node by node.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -386,7 +387,7 @@ def _emit_invoke(program: Program, instances: Iterable[_Instance]) -> list[str]:
     parameters = f"int8_t arena[{upper}_ARENA_BYTES]"
     if program.separate_io:
         parameters = _separate_parameters(program)
-    lines = [f"void {program.name}_invoke({parameters})", "{"]
+    lines: list[str] = []
     owner = {call: instance for instance in instances for call in instance.calls}
     for position, node in enumerate(program.nodes):
         lines.append(f"    {_describe_node(program, node)}")
@@ -396,9 +397,10 @@ def _emit_invoke(program: Program, instances: Iterable[_Instance]) -> list[str]:
                 output = program.graph.tensor(call.output)
                 lines.append(f"    EK_AFTER_NODE({node.op.index}, "
                              f"{_pointer(program, call.output)}, {output.bytes});")
-    if program.separate_io and program.plan.arena_bytes == 0:
-        lines.append("    (void)arena;")
-    return [*lines, "}", ""]
+    names = ["arena", *(name for name, _ in program.io() if program.separate_io)]
+    body = "\n".join(line for line in lines if not line.startswith("    /*"))
+    unused = [f"    (void){n};" for n in names if not re.search(rf"\b{n}\b", body)]
+    return [f"void {program.name}_invoke({parameters})", "{", *unused, *lines, "}", ""]
 
 
 def _describe_node(program: Program, node: Node) -> str:
