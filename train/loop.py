@@ -16,7 +16,7 @@ from edgekiln.train.augment import augment
 from edgekiln.train.datasets import Dataset, Images, Labels, load_dataset
 from edgekiln.train.model_file import write_model
 from edgekiln.train.progress import EpochProgress
-from edgekiln.train.quiet_keras import keras
+from edgekiln.train.quiet_keras import keras, tensorflow
 from edgekiln.train.recipe import Recipe
 
 MODEL_NAME = "model.keras"
@@ -65,10 +65,8 @@ def train_recipe(recipe: Recipe, directory: Path) -> None:
 
 def make_reproducible(seed: int) -> None:
     """Seeds Python, numpy and TensorFlow, and makes TensorFlow's ops deterministic."""
-    import tensorflow as tf
-
     keras.utils.set_random_seed(seed)
-    tf.config.experimental.enable_op_determinism()
+    tensorflow.config.experimental.enable_op_determinism()
 
 
 def early_stopping(patience: int, first_epoch: int = 0) -> Any:
@@ -117,11 +115,9 @@ def fit(
     Raises:
         CheckFailedError: The loss became infinite or not a number.
     """
-    x_train, y_train = augment(
-        dataset.x_train, dataset.y_train, recipe.augmentation, recipe.seed
-    )
-    steps = math.ceil(len(x_train) / recipe.batch_size)
-    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
+    x_train, y_train = augment(dataset.x_train, dataset.y_train, recipe.augmentation, recipe.seed)
+    steps = epochs * steps_per_epoch(recipe, dataset)
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
     model.compile(
         optimizer=keras.optimizers.Adam(schedule),
         loss="sparse_categorical_crossentropy",
@@ -138,6 +134,12 @@ def fit(
             callbacks=[*callbacks, EpochProgress(bar, description, epochs)],
         )
     return _epochs(log.history, recipe)
+
+
+def steps_per_epoch(recipe: Recipe, dataset: Dataset) -> int:
+    """Returns how many steps of the optimizer `fit` makes in an epoch."""
+    copies = recipe.augmentation.copies if recipe.augmentation else 0
+    return math.ceil(len(dataset.x_train) * (1 + copies) / recipe.batch_size)
 
 
 def accuracy(model: Any, images: Images, labels: Labels) -> float:

@@ -1,4 +1,4 @@
-"""Keras 3 on TensorFlow, without the noise. Import ``keras`` from here, never directly.
+"""Keras 3 on TensorFlow, without the noise. Import both from here, never directly.
 
 TensorFlow's C++ side logs to file descriptor 2 while it is imported, before any Python setting
 can reach it; so that descriptor is held back during the import and shown only if the import
@@ -19,7 +19,7 @@ from typing import Any
 
 from edgekiln.errors import ToolMissingError
 
-__all__ = ["keras"]
+__all__ = ["keras", "tensorflow"]
 
 _ENVIRONMENT = {
     "KERAS_BACKEND": "tensorflow",
@@ -48,7 +48,7 @@ def _stderr_held_back() -> Iterator[None]:
             os.dup2(real, 2)
 
 
-def _import_keras() -> Any:
+def _import_quietly() -> tuple[Any, Any]:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -57,14 +57,14 @@ def _import_keras() -> Any:
         warnings.simplefilter("ignore")
         try:
             import keras
-            import tensorflow  # noqa: F401  (so that its own import noise is held back too)
+            import tensorflow
         except ImportError as error:
             raise ToolMissingError(
                 "TensorFlow and Keras are needed for training and quantizing",
                 got=error,
                 hint="install them with: pip install 'edgekiln[train]'",
             ) from None
-    return keras
+    return keras, tensorflow
 
 
-keras = _import_keras()
+keras, tensorflow = _import_quietly()
