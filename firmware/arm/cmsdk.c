@@ -1,0 +1,75 @@
+/* UART and timer of Arm's Cortex-M System Design Kit (DDI 0479, 4.3 and 4.1).
+ *
+ * The timer, 32 bits long, is used and not SysTick: SysTick's 24 bits wrap in well under a
+ * second, and the interrupt that would count its wraps would be measured with the model.
+ * Both interrupts are enabled at the NVIC and masked in the core: they end a wfi and no more.
+ */
+#include <stdint.h>
+
+#include "ek_board.h"
+#include "ek_cortex_m.h"
+#include "ek_port.h"
+#include "ek_ticks.h"
+
+#define UART_DATA EK_REGISTER(EK_UART_ADDRESS + 0x00u)
+#define UART_STATE EK_REGISTER(EK_UART_ADDRESS + 0x04u)
+#define UART_CTRL EK_REGISTER(EK_UART_ADDRESS + 0x08u)
+#define UART_INTCLEAR EK_REGISTER(EK_UART_ADDRESS + 0x0Cu)
+#define UART_BAUDDIV EK_REGISTER(EK_UART_ADDRESS + 0x10u)
+#define UART_STATE_TX_FULL 1u
+#define UART_STATE_RX_FULL 2u
+#define UART_CTRL_TX_RX_RXIRQ 11u
+#define UART_INT_RX 2u
+
+#define TIMER_CTRL EK_REGISTER(EK_TIMER_ADDRESS + 0x00u)
+#define TIMER_VALUE EK_REGISTER(EK_TIMER_ADDRESS + 0x04u)
+#define TIMER_RELOAD EK_REGISTER(EK_TIMER_ADDRESS + 0x08u)
+#define TIMER_INTCLEAR EK_REGISTER(EK_TIMER_ADDRESS + 0x0Cu)
+#define TIMER_CTRL_ON_IRQ 9u
+
+#if EK_UART_CLOCK_HZ / EK_UART_BAUD < 16u
+#error "the UART divides its clock by 16 at least: a lower baud rate is needed"
+#endif
+#if EK_TIMER_CLOCK_HZ % 1000000u != 0u || EK_TIMER_CLOCK_HZ == 0u
+#error "the timer's clock has to be a multiple of 1 MHz"
+#endif
+
+static struct ek_ticks ticks;
+
+void ek_port_init(void)
+{
+    UART_BAUDDIV = EK_UART_CLOCK_HZ / EK_UART_BAUD;
+    UART_CTRL = UART_CTRL_TX_RX_RXIRQ;
+    (void)UART_DATA; /* whatever came in before; QEMU also looks for input after a read */
+    TIMER_RELOAD = 0xFFFFFFFFu;
+    TIMER_VALUE = 0xFFFFFFFFu;
+    TIMER_CTRL = TIMER_CTRL_ON_IRQ;
+    EK_NVIC_ISER(EK_UART_INTERRUPT) = EK_NVIC_BIT(EK_UART_INTERRUPT);
+    EK_NVIC_ISER(EK_TIMER_INTERRUPT) = EK_NVIC_BIT(EK_TIMER_INTERRUPT);
+}
+
+struct ek_time ek_port_now(void)
+{
+    return ek_ticks_update(&ticks, 0xFFFFFFFFu - TIMER_VALUE, EK_TIMER_CLOCK_HZ / 1000000u);
+}
+
+/* Both flags are cleared before the state is looked at again, so no byte is slept through. */
+uint8_t ek_port_get(void)
+{
+    while ((UART_STATE & UART_STATE_RX_FULL) == 0u) {
+        __asm__ volatile("wfi" ::: "memory");
+        (void)ek_port_now(); /* the timer wakes the core before its counter wraps again */
+        TIMER_INTCLEAR = 1u;
+        UART_INTCLEAR = UART_INT_RX;
+        EK_NVIC_ICPR(EK_TIMER_INTERRUPT) = EK_NVIC_BIT(EK_TIMER_INTERRUPT);
+        EK_NVIC_ICPR(EK_UART_INTERRUPT) = EK_NVIC_BIT(EK_UART_INTERRUPT);
+    }
+    return (uint8_t)UART_DATA;
+}
+
+void ek_port_put(uint8_t byte)
+{
+    while ((UART_STATE & UART_STATE_TX_FULL) != 0u) {
+    }
+    UART_DATA = byte;
+}

@@ -1,0 +1,107 @@
+/* Start-up, faults and stack measurement of a Cortex-M.
+ *
+ * The stack lies at the bottom of RAM and grows towards its start, so that an overflow leaves
+ * RAM and faults at once instead of overwriting variables. Interrupts are never enabled: they
+ * only end a wait-for-interrupt (see the drivers).
+ */
+#include <stdint.h>
+
+#include "ek_board.h"
+#include "ek_cortex_m.h"
+#include "ek_port.h"
+
+#define STACK_PATTERN 0xEDED57ACu
+
+/* From the linker script. */
+extern uint32_t ek_stack_bottom[], ek_stack_top[];
+extern uint32_t ek_data_start[], ek_data_end[], ek_bss_start[], ek_bss_end[];
+extern const uint32_t ek_data_image[];
+
+void ek_reset(void);
+void ek_fault(void);
+void ek_fault_in_c(const uint32_t *frame);
+
+typedef void (*handler)(void);
+
+/* The 16 exceptions of the architecture. With interrupts masked and the configurable faults
+ * not enabled, only reset, NMI and HardFault are ever taken. */
+__attribute__((section(".vectors"), used)) static const handler vectors[16] = {
+    (handler)(uintptr_t)ek_stack_top, ek_reset, ek_fault, ek_fault,
+};
+
+/* Starts without a stack frame of its own: the whole stack is painted while it is empty. */
+__attribute__((naked, noreturn)) void ek_reset(void)
+{
+    __asm__ volatile(".syntax unified\ncpsid i\n"
+                     "ldr r0, =ek_stack_bottom\n"
+                     "ldr r1, =ek_stack_top\n"
+                     "mov sp, r1\n"
+                     "ldr r2, =%c0\n"
+                     "0:\n"
+                     "str r2, [r0]\n"
+                     "adds r0, #4\n"
+                     "cmp r0, r1\n"
+                     "blo 0b\n"
+                     "bl ek_start\n"
+                     ".ltorg\n"
+                     :
+                     : "i"(STACK_PATTERN));
+}
+
+void ek_start(void);
+
+__attribute__((used, noreturn)) void ek_start(void)
+{
+#if __ARM_ARCH >= 7
+    EK_SCB_VTOR = (uint32_t)(uintptr_t)vectors;
+#endif
+#if defined(__ARM_FP) || defined(__ARM_FEATURE_MVE)
+    EK_SCB_CPACR |= 0xFu << 20; /* full access to CP10 and CP11 */
+    __asm__ volatile("dsb\nisb");
+#endif
+    const uint32_t *from = ek_data_image;
+    for (uint32_t *to = ek_data_start; to < ek_data_end; ++to) {
+        *to = *from++;
+    }
+    for (uint32_t *to = ek_bss_start; to < ek_bss_end; ++to) {
+        *to = 0;
+    }
+    (void)main();
+    for (;;) {
+    }
+}
+
+/* The stack pointer may be anywhere: keep it as the argument, and start a fresh stack. */
+__attribute__((naked)) void ek_fault(void)
+{
+    __asm__ volatile("mov r0, sp\n"
+                     "ldr r1, =ek_stack_top\n"
+                     "mov sp, r1\n"
+                     "bl ek_fault_in_c\n"
+                     ".ltorg\n");
+}
+
+/* Reports on the UART and stops. The eighth-last register that the hardware stacked is where
+ * it happened. */
+__attribute__((used, noreturn)) void ek_fault_in_c(const uint32_t *frame)
+{
+    const int overflow = frame < ek_stack_bottom || frame + 8 > ek_stack_top;
+#if __ARM_ARCH >= 7
+    const uint32_t status = EK_SCB_CFSR;
+#else
+    const uint32_t status = 0;
+#endif
+    ek_report_fault(overflow ? "Stack overflow" : "Fault", overflow ? 0u : frame[6], status);
+    for (;;) {
+        __asm__ volatile("wfi");
+    }
+}
+
+uint32_t ek_port_stack_peak(void)
+{
+    const volatile uint32_t *untouched = ek_stack_bottom;
+    while (untouched < ek_stack_top && *untouched == STACK_PATTERN) {
+        ++untouched;
+    }
+    return (uint32_t)((uintptr_t)ek_stack_top - (uintptr_t)untouched);
+}
