@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -54,3 +56,24 @@ def shared() -> Path:
     if not (path / "models").is_dir():
         pytest.fail(f"EDGEKILN_SHARED={value} has no models/")
     return path
+
+
+@pytest.fixture(scope="session")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the sdist, and with the wheel that is built from that sdist.
+
+    Tests that use it carry ``xdist_group("distributions")``, so that it is built once.
+    """
+    tree = tmp_path_factory.mktemp("tree") / "edgekiln"
+    ignore = shutil.ignore_patterns(".git", ".*cache", ".venv*", "__pycache__", "*.egg-info")
+    shutil.copytree(ROOT, tree, symlinks=True, ignore=ignore)
+    shutil.rmtree(tree / "build", ignore_errors=True)
+    output = tmp_path_factory.mktemp("dist")
+    result = subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", output, tree],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return output

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -27,23 +26,6 @@ def files_below(directory: Path) -> set[Path]:
 def own_files(root: Path) -> set[Path]:
     """The files of edgekiln/ itself, without what the five links lead to."""
     return {path for path in files_below(root / "edgekiln") if path.parts[0] not in STAGES}
-
-
-@pytest.fixture(scope="module")
-def distributions(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sdist, and the wheel that is built from that sdist."""
-    tree = tmp_path_factory.mktemp("tree") / "edgekiln"
-    ignore = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "*.egg-info", *NOT_SHIPPED)
-    shutil.copytree(root, tree, symlinks=True, ignore=ignore)
-    output = tmp_path_factory.mktemp("dist")
-    result = subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", output, tree],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return output
 
 
 def test_stages_are_links_to_the_folders_at_the_top(root: Path) -> None:

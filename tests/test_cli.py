@@ -1,0 +1,318 @@
+"""The commands as a user meets them: what they print, how they refuse, what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tflite.Model import Model
+
+from edgekiln import cli
+from edgekiln.errors import EdgekilnError
+
+COMMANDS = (
+    *("train", "quantize", "export", "compile", "verify", "flash", "deploy", "bench", "report"),
+    *("models", "boards", "supported-ops", "doctor"),
+)
+
+FLOAT32 = 0
+SVDF = 27
+
+
+@pytest.fixture
+def model(root: Path) -> Path:
+    """A small int8 CNN."""
+    return root / "tests" / "golden" / "digits_cnn_int8.tflite"
+
+
+@pytest.fixture
+def edgekiln(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command in this process: ``edgekiln(*arguments) -> (exit code, stdout, stderr)``."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main([str(argument) for argument in arguments])
+        return (code, *capfd.readouterr())
+
+    return call
+
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+def make_float(data: bytes) -> bytes:
+    """Returns the model with its input's type changed to float32."""
+    changed = bytearray(data)
+    graph = Model.GetRootAs(changed, 0).Subgraphs(0)
+    table = graph.Tensors(graph.Inputs(0))._tab
+    changed[table.Pos + table.Offset(6)] = FLOAT32
+    return bytes(changed)
+
+
+def make_unsupported(data: bytes) -> bytes:
+    """Returns the model with an operator that no compiler of int8 CNNs has."""
+    changed = bytearray(data)
+    code = Model.GetRootAs(changed, 0).OperatorCodes(0)
+    for field, size in ((4, 1), (10, 4)):  # deprecated_builtin_code, builtin_code
+        place = code._tab.Pos + code._tab.Offset(field)
+        changed[place : place + size] = SVDF.to_bytes(size, "little")
+    return bytes(changed)
+
+
+#: What a user may hand over: how it is made from a good model, and what the line says.
+BAD_MODELS = {
+    "truncated": (lambda data: data[: len(data) // 2], "."),
+    "cut to a few bytes": (lambda data: data[:6], "."),
+    "empty": (lambda data: b"", "."),
+    "random": (lambda data: bytes(range(256)) * 16, "not a .tflite file"),
+    "float": (make_float, "float32.*int8"),
+    "unsupported": (make_unsupported, "SVDF.*supported-ops"),
+}
+
+
+def one_line(err: str) -> str:
+    lines = err.splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("edgekiln: error: ")
+    return lines[0]
+
+
+def test_help_lists_the_commands_in_the_order_of_the_datas_way(edgekiln: Call) -> None:
+    code, out, err = edgekiln("--help")
+    assert (code, err) == (0, "")
+    listed = re.findall(r"^  ([a-z-]+)  +[A-Z]", out.partition("Commands:")[2], re.MULTILINE)
+    assert tuple(listed) == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(edgekiln: Call, command: str) -> None:
+    code, out, err = edgekiln(command, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"Usage: edgekiln {command} ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope"], "nope"),
+        (["compile"], "MODEL"),
+        (["compile", "m.tflite"], "output"),
+        (["compile", "m.tflite", "-o", "x", "--optimize", "magic"], "balanced"),
+        (["verify", "m.tflite", "--random", "many"], "many"),
+    ],
+)
+def test_wrong_usage_is_one_line(edgekiln: Call, arguments: list[str], message: str) -> None:
+    code, out, err = edgekiln(*arguments)
+    assert (code, out) == (2, "")
+    assert message in one_line(err)
+
+
+def test_compile(edgekiln: Call, model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "c"
+    code, out, err = edgekiln("compile", model, "-o", output)
+    assert (code, err) == (0, "")
+    report = json.loads((output / "compile_report.json").read_text())
+    assert {path.name for path in output.iterdir()} == {*report["files"], "compile_report.json"}
+    assert {"digits_cnn_int8.h", "digits_cnn_int8.c"} <= set(report["files"])
+    assert f"{report['arena_bytes']:,} bytes" in out
+
+
+def test_compile_json_is_the_report(edgekiln: Call, model: Path, tmp_path: Path) -> None:
+    arguments = ("--name", "net", "--target", "cortex-m4", "--optimize", "ram", "--io", "separate")
+    code, out, err = edgekiln("compile", model, "-o", tmp_path / "c", *arguments, "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert report == json.loads((tmp_path / "c" / "compile_report.json").read_text())
+    assert report["name"] == "net"
+    assert report["target"] == "cortex-m4"
+    assert report["optimize"] == "ram"
+    assert report["io"] == "separate"
+
+
+def test_compile_twice_gives_the_same_bytes(edgekiln: Call, model: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert edgekiln("compile", model, "-o", tmp_path / name)[0] == 0
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("command", ["compile", "verify", "bench"])
+@pytest.mark.parametrize("kind", BAD_MODELS)
+def test_a_bad_model_is_refused_in_one_line(
+    edgekiln: Call, model: Path, tmp_path: Path, command: str, kind: str
+) -> None:
+    damage, message = BAD_MODELS[kind]
+    bad = tmp_path / "bad.tflite"
+    bad.write_bytes(damage(model.read_bytes()))
+    options: dict[str, tuple[object, ...]] = {
+        "compile": ("-o", tmp_path / "c"),
+        "verify": (),
+        "bench": ("--board", "mps2-an386", "--build-dir", tmp_path / "build"),
+    }
+    code, out, err = edgekiln(command, bad, *options[command])
+    assert (code, out) == (2, "")
+    assert re.search(message, one_line(err)), err
+    assert str(bad) in err
+    assert list(tmp_path.iterdir()) == [bad]
+
+
+@pytest.mark.parametrize("command", ["compile", "verify", "bench"])
+def test_a_missing_file_is_one_line(edgekiln: Call, tmp_path: Path, command: str) -> None:
+    missing = tmp_path / "missing.tflite"
+    options: dict[str, tuple[object, ...]] = {
+        "compile": ("-o", tmp_path / "c"),
+        "verify": (),
+        "bench": ("--board", "mps2-an386", "--build-dir", tmp_path / "build"),
+    }
+    code, out, err = edgekiln(command, missing, *options[command])
+    assert (code, out) == (2, "")
+    assert f"{missing}: no such file" in one_line(err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_failed_compile_would_replace_stays(
+    edgekiln: Call, model: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "c"
+    assert edgekiln("compile", model, "-o", output)[0] == 0
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    bad = tmp_path / "bad.tflite"
+    bad.write_bytes(model.read_bytes()[:1000])
+    assert edgekiln("compile", bad, "-o", output)[0] == 2
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert sorted(tmp_path.iterdir()) == [bad, output]
+
+
+def test_an_output_that_holds_other_files_is_left_alone(
+    edgekiln: Call, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.tex").touch()
+    code, _, err = edgekiln("compile", model, "-o", tmp_path)
+    assert code == 2
+    assert "holds other files" in one_line(err)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--target", "z80"), "allowed: .*cortex-m4"),
+        (("--name", "no-identifier"), "allowed: .*letters"),
+    ],
+)
+def test_compile_options_are_checked(
+    edgekiln: Call, model: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    code, out, err = edgekiln("compile", model, "-o", tmp_path / "c", *arguments)
+    assert (code, out) == (2, "")
+    assert re.search(message, one_line(err))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verify(edgekiln: Call, model: Path) -> None:
+    code, out, err = edgekiln("verify", model, "--random", 3, "--seed", 7)
+    assert (code, err) == (0, "")
+    assert "3 inferences on host, all 30 output bytes equal to tflm's" in out
+
+
+def test_verify_json(edgekiln: Call, model: Path) -> None:
+    code, out, err = edgekiln("verify", model, "--random", 3, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert (found["match"], found["samples"], found["bytes"]) == (True, 3, 30)
+    assert (found["mismatched_bytes"], found["first_mismatch"]) == (0, None)
+
+
+def test_verify_with_inputs_of_ones_own(edgekiln: Call, model: Path) -> None:
+    inputs = model.with_name("digits_inputs.npz")
+    code, out, err = edgekiln("verify", model, "--inputs", inputs, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["samples"] == 32
+
+
+def test_verify_tells_of_a_wrong_byte(
+    edgekiln: Call, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One kernel of the C is made wrong; the command names the node that it computes."""
+    from edgekiln.export import compiler
+
+    compile_model = compiler.compile_model
+
+    def spoil(*arguments: object, **options: object) -> compiler.CompiledModel:
+        compiled = compile_model(*arguments, **options)  # type: ignore[arg-type]
+        (name,) = (name for name in compiled.files if name.startswith("ek_softmax"))
+        text = compiled.files[name]
+        assert "result = INT8_MIN;" in text
+        compiled.files[name] = text.replace("result = INT8_MIN;", "result = INT8_MIN + 1;")
+        return compiled
+
+    monkeypatch.setattr("edgekiln.bench.verify.compile_model", spoil)
+    code, out, err = edgekiln("verify", model, "--random", 2, "--json")
+    found = json.loads(out)
+    assert code == 1
+    assert found["match"] is False
+    assert found["mismatched_bytes"] > 0
+    assert found["first_mismatch"]["op"] == "SOFTMAX"
+    assert "SOFTMAX" in one_line(err)
+
+
+def test_models_json(edgekiln: Call) -> None:
+    code, out, err = edgekiln("models", "--json")
+    assert (code, err) == (0, "")
+    assert {"digits_cnn", "digits_mlp"} <= set(json.loads(out))
+
+
+def test_boards_json(edgekiln: Call) -> None:
+    code, out, err = edgekiln("boards", "--json")
+    assert (code, err) == (0, "")
+    boards = json.loads(out)
+    assert {"mps2-an386", "mps2-an385", "host"} <= set(boards)
+    assert boards["mps2-an386"]["target"] == "cortex-m4"
+
+
+def test_supported_ops_json(edgekiln: Call) -> None:
+    code, out, err = edgekiln("supported-ops", "--json")
+    assert (code, err) == (0, "")
+    assert {"CONV_2D", "SOFTMAX"} <= {each["op"] for each in json.loads(out)["operators"]}
+
+
+@pytest.mark.parametrize("command", ["models", "boards", "supported-ops"])
+def test_lists_for_people(edgekiln: Call, command: str) -> None:
+    code, out, err = edgekiln(command)
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) >= 3
+
+
+def test_doctor_json(edgekiln: Call) -> None:
+    code, out, _ = edgekiln("doctor", "--json")
+    found = json.loads(out)
+    assert code == (0 if found["ok"] else 3)
+    assert {"numpy", "gcc", "qemu-system-arm"} <= {each["name"] for each in found["findings"]}
+
+
+@pytest.mark.parametrize("command", ["bench", "flash", "deploy", "report"])
+def test_an_unknown_board_is_one_line(
+    edgekiln: Call, model: Path, tmp_path: Path, command: str
+) -> None:
+    code, out, err = edgekiln(command, model, "--board", "mps2-an368", "--build-dir", tmp_path)
+    assert (code, out) == (2, "")
+    assert "mps2-an386" in one_line(err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_error_has_an_exit_code_of_the_contract() -> None:
+    kinds = [EdgekilnError]
+    for kind in kinds:
+        kinds.extend(kind.__subclasses__())
+        assert kind.exit_code in (1, 2, 3)
+
+
+def test_it_runs_as_a_module_too() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "edgekiln", "--version"], capture_output=True, text=True, timeout=60
+    )
+    assert re.fullmatch(r"edgekiln, version \d+\.\d+\.\d+\n", result.stdout)
