@@ -34,11 +34,61 @@ OPTIMIZE = ("balanced", "time", "ram", "flash")
 IO = ("arena", "separate")
 REPORT_NAME = "compile_report.json"
 
+# C and C++ alike, for the generated files compile as both.
 _C_KEYWORDS = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if "
-    "inline int long register restrict return short signed sizeof static struct switch typedef "
-    "union unsigned void volatile while bool class delete new private public protected template "
-    "this virtual namespace using try catch throw operator friend".split()
+    [
+        "auto",
+        "bool",
+        "break",
+        "case",
+        "catch",
+        "char",
+        "class",
+        "const",
+        "continue",
+        "default",
+        "delete",
+        "do",
+        "double",
+        "else",
+        "enum",
+        "extern",
+        "float",
+        "for",
+        "friend",
+        "goto",
+        "if",
+        "inline",
+        "int",
+        "long",
+        "namespace",
+        "new",
+        "operator",
+        "private",
+        "protected",
+        "public",
+        "register",
+        "restrict",
+        "return",
+        "short",
+        "signed",
+        "sizeof",
+        "static",
+        "struct",
+        "switch",
+        "template",
+        "this",
+        "throw",
+        "try",
+        "typedef",
+        "union",
+        "unsigned",
+        "using",
+        "virtual",
+        "void",
+        "volatile",
+        "while",
+    ]
 )
 
 
@@ -123,8 +173,11 @@ def write_bundle(compiled: CompiledModel, directory: Path) -> None:
         if not directory.is_dir():
             raise BadInputError("is a file, a directory is needed", where=directory)
         if any(directory.iterdir()):
-            raise BadInputError("the directory holds other files", where=directory,
-                                hint="name a new or empty directory")
+            raise BadInputError(
+                "the directory holds other files",
+                where=directory,
+                hint="name a new or empty directory",
+            )
     with new_directory(directory) as new:
         for file_name, text in compiled.files.items():
             write_text(new / file_name, text)
@@ -133,11 +186,16 @@ def write_bundle(compiled: CompiledModel, directory: Path) -> None:
 
 def _check_options(name: str, optimize: str, io: str) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in _C_KEYWORDS:
-        raise BadInputError("not a name for C code", where="--name", got=repr(name),
-                            allowed="lower-case letters, digits and _, a letter first")
+        raise BadInputError(
+            "not a name for C code",
+            where="--name",
+            got=repr(name),
+            allowed="lower-case letters, digits and _, a letter first",
+        )
     if optimize not in OPTIMIZE:
-        raise BadInputError("unknown goal", where="--optimize", got=optimize,
-                            allowed=", ".join(OPTIMIZE))
+        raise BadInputError(
+            "unknown goal", where="--optimize", got=optimize, allowed=", ".join(OPTIMIZE)
+        )
     if io not in IO:
         raise BadInputError("unknown form", where="--io", got=io, allowed=", ".join(IO))
 
@@ -152,9 +210,7 @@ def _golden_pair(
         inputs = [generator.integers(-128, 128, t.shape).astype(np.int8) for t in tensors]
     else:
         given = [golden_input] if isinstance(golden_input, np.ndarray) else list(golden_input)
-        inputs = [
-            _shaped(value, tensor) for value, tensor in zip(given, tensors, strict=False)
-        ]
+        inputs = [_shaped(value, tensor) for value, tensor in zip(given, tensors, strict=False)]
     outputs = run_graph(graph, inputs)
     names = program.input_names() + program.output_names()
     return dict(zip(names, [*inputs, *outputs], strict=True))

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln import __version__
@@ -24,6 +23,9 @@ from edgekiln.export.ops.base import KernelCall
 from edgekiln.export.plan import MemoryPlan
 
 Array = NDArray[Any]
+
+# Declarations and definitions must agree on it: some ABIs promise more for large arrays.
+_ALIGNED = "EK_ALIGN(4)"
 
 _C_TYPES = {"int8": "int8_t", "int16": "int16_t", "int32": "int32_t"}
 
@@ -138,19 +140,28 @@ class _Tables:
 
     def emit_declarations(self) -> str:
         guard = f"{self.program.name.upper()}_WEIGHTS_H"
-        lines = [_banner(self.program, "weights and other tables (private)"),
-                 f"#ifndef {guard}", f"#define {guard}", "", "#include <stdint.h>", "",
-                 *_extern_c_begin()]
+        lines = [
+            _banner(self.program, "weights and other tables (private)"),
+            f"#ifndef {guard}",
+            f"#define {guard}",
+            "",
+            '#include "ek_common.h"',
+            "",
+            *_extern_c_begin(),
+        ]
         for name, array in self.arrays.items():
-            lines.append(f"extern const {_C_TYPES[array.dtype.name]} {name}[{array.size}];")
+            lines.append(f"extern {_declaration(name, array)} {_ALIGNED};")
         return "\n".join([*lines, "", *_extern_c_end(), "#endif", ""])
 
     def emit_definitions(self) -> str:
         name = self.program.name
-        lines = [_banner(self.program, "weights and other tables"), '#include "ek_common.h"',
-                 f'#include "{name}_weights.h"', ""]
+        lines = [
+            _banner(self.program, "weights and other tables"),
+            f'#include "{name}_weights.h"',
+            "",
+        ]
         for key, array in self.arrays.items():
-            lines += _emit_array(key, array)
+            lines += _emit_array(f"{_declaration(key, array)} {_ALIGNED}", array)
         return "\n".join(lines)
 
 
@@ -163,10 +174,14 @@ def _content(array: Array) -> tuple[str, bytes]:
     return array.dtype.name, array.tobytes()
 
 
-def _emit_array(name: str, array: Array) -> list[str]:
+def _declaration(name: str, array: Array) -> str:
+    return f"const {_C_TYPES[array.dtype.name]} {name}[{array.size}]"
+
+
+def _emit_array(declaration: str, array: Array) -> list[str]:
     values = ", ".join(map(_c_int, array.reshape(-1).tolist()))
     return [
-        f"const {_C_TYPES[array.dtype.name]} {name}[{array.size}] EK_ALIGN(4) = {{",
+        f"{declaration} = {{",
         textwrap.fill(values, 98, initial_indent="    ", subsequent_indent="    "),
         "};",
         "",
@@ -181,7 +196,11 @@ def _emit_header(program: Program) -> str:
     name, upper = program.name, program.name.upper()
     lines = [
         _banner(program, "interface"),
-        f"#ifndef {upper}_H", f"#define {upper}_H", "", "#include <stdint.h>", "",
+        f"#ifndef {upper}_H",
+        f"#define {upper}_H",
+        "",
+        "#include <stdint.h>",
+        "",
         f'#define {upper}_MODEL_SHA256 "{program.sha256}"',
         f"#define {upper}_MACS {program.macs}u",
         f"#define {upper}_ARENA_BYTES {max(program.plan.arena_bytes, 1)}",
@@ -197,8 +216,10 @@ def _emit_header(program: Program) -> str:
         lines += _emit_arena_interface(program)
     lines += [
         "/* An input and the output it leads to, for a self-test; linked only where used. */",
-        *(f"extern const int8_t {name}_golden_{io_name}[{upper}_{io_name.upper()}_LEN];"
-          for io_name, _ in program.io()),
+        *(
+            f"extern const int8_t {name}_golden_{io_name}[{upper}_{io_name.upper()}_LEN];"
+            for io_name, _ in program.io()
+        ),
         "",
         *_extern_c_end(),
         "#endif",
@@ -230,12 +251,22 @@ def _emit_arena_interface(program: Program) -> list[str]:
     lines = ["/* Inputs and outputs lie in the arena, which needs 4-byte alignment. */"]
     for io_name, index in zip(program.input_names(), program.graph.inputs, strict=True):
         offset = program.plan.offsets[index]
-        lines += [f"static inline int8_t *{name}_{io_name}(int8_t *arena)", "{",
-                  f"    return arena + {offset};", "}", ""]
+        lines += [
+            f"static inline int8_t *{name}_{io_name}(int8_t *arena)",
+            "{",
+            f"    return arena + {offset};",
+            "}",
+            "",
+        ]
     for io_name, index in zip(program.output_names(), program.graph.outputs, strict=True):
         offset = program.plan.offsets[index]
-        lines += [f"static inline const int8_t *{name}_{io_name}(const int8_t *arena)", "{",
-                  f"    return arena + {offset};", "}", ""]
+        lines += [
+            f"static inline const int8_t *{name}_{io_name}(const int8_t *arena)",
+            "{",
+            f"    return arena + {offset};",
+            "}",
+            "",
+        ]
     lines += [
         "/* Runs the model once. The inputs' bytes are reused on the way: write them anew for",
         " * each run. */",
@@ -261,10 +292,10 @@ def _separate_parameters(program: Program) -> str:
 
 
 def _emit_golden(program: Program, golden: Mapping[str, Array]) -> str:
-    lines = [_banner(program, "golden pair"), '#include "ek_common.h"',
-             f'#include "{program.name}.h"', ""]
+    lines = [_banner(program, "golden pair"), f'#include "{program.name}.h"', ""]
     for io_name, _ in program.io():
-        lines += _emit_array(f"{program.name}_golden_{io_name}", golden[io_name])
+        name = f"{program.name}_golden_{io_name}"
+        lines += _emit_array(_declaration(name, golden[io_name]), golden[io_name])
     return "\n".join(lines)
 
 
@@ -314,8 +345,12 @@ def _share(program: Program) -> list[_Instance]:
         kernel = members[0].kernel
         number = counts[kernel] = counts.get(kernel, -1) + 1
         instances.append(
-            _Instance(f"{program.name}_{kernel.removeprefix('ek_')}_{number}", members[0],
-                      tuple(calls), _varying(members))
+            _Instance(
+                f"{program.name}_{kernel.removeprefix('ek_')}_{number}",
+                members[0],
+                tuple(calls),
+                _varying(members),
+            )
         )
     return instances
 
@@ -324,7 +359,8 @@ def _varying(calls: Sequence[KernelCall]) -> tuple[str, ...]:
     first = calls[0]
     scalars = [k for k in first.scalars if any(c.scalars[k] != first.scalars[k] for c in calls)]
     arrays = [
-        k for k in first.arrays
+        k
+        for k in first.arrays
         if any(_content(c.arrays[k]) != _content(first.arrays[k]) for c in calls)
     ]
     return (*scalars, *arrays)
@@ -333,8 +369,9 @@ def _varying(calls: Sequence[KernelCall]) -> tuple[str, ...]:
 def _emit_instance(program: Program, instance: _Instance, tables: _Tables) -> list[str]:
     call = instance.first
     nodes = sorted({program.nodes[position].op.index for position, _ in instance.calls})
-    lines = [f"/* {call.kernel} for node{'s' if len(nodes) > 1 else ''} "
-             f"{', '.join(map(str, nodes))} */"]
+    lines = [
+        f"/* {call.kernel} for node{'s' if len(nodes) > 1 else ''} {', '.join(map(str, nodes))} */"
+    ]
     if instance.varying:
         lines += ["typedef struct {"]
         lines += [f"    {_field_type(call, key)}{key};" for key in instance.varying]
@@ -342,8 +379,11 @@ def _emit_instance(program: Program, instance: _Instance, tables: _Tables) -> li
     parameters = [f"const {instance.name}_args *args"] if instance.varying else []
     parameters += [f"const int8_t *{n}" for n in _numbered("input", len(call.inputs), 1)]
     parameters.append("int8_t *output")
-    lines += [f"static EK_NOINLINE void {instance.name}({', '.join(parameters)})", "{",
-              f"    {call.kernel}_params p;"]
+    lines += [
+        f"static EK_NOINLINE void {instance.name}({', '.join(parameters)})",
+        "{",
+        f"    {call.kernel}_params p;",
+    ]
     for key, value in call.scalars.items():
         source = f"args->{key}" if key in instance.varying else _c_int(value)
         lines.append(f"    p.{key} = {source};")
@@ -370,8 +410,9 @@ def _emit_arguments(
     call = program.nodes[position].calls[number]
     lines = [f"static const {instance.name}_args {_arguments_name(program, position, number)} = {{"]
     for key in instance.varying:
-        value = _c_int(call.scalars[key]) if key in call.scalars else tables.name_of(
-            call.arrays[key])
+        value = (
+            _c_int(call.scalars[key]) if key in call.scalars else tables.name_of(call.arrays[key])
+        )
         lines.append(f"    {value}, /* {key} */")
     return [*lines, "};", ""]
 
@@ -395,8 +436,10 @@ def _emit_invoke(program: Program, instances: Iterable[_Instance]) -> list[str]:
             lines.append(f"    {_emit_call(program, owner[position, number], position, number)}")
             if number == len(node.calls) - 1:
                 output = program.graph.tensor(call.output)
-                lines.append(f"    EK_AFTER_NODE({node.op.index}, "
-                             f"{_pointer(program, call.output)}, {output.bytes});")
+                lines.append(
+                    f"    EK_AFTER_NODE({node.op.index}, "
+                    f"{_pointer(program, call.output)}, {output.bytes});"
+                )
     names = ["arena", *(name for name, _ in program.io() if program.separate_io)]
     body = "\n".join(line for line in lines if not line.startswith("    /*"))
     unused = [f"    (void){n};" for n in names if not re.search(rf"\b{n}\b", body)]
@@ -404,8 +447,10 @@ def _emit_invoke(program: Program, instances: Iterable[_Instance]) -> list[str]:
 
 
 def _describe_node(program: Program, node: Node) -> str:
-    shapes = ["x".join(map(str, program.graph.tensor(t).shape))
-              for t in (*node.op.activation_inputs(program.graph), *node.op.outputs)]
+    shapes = [
+        "x".join(map(str, program.graph.tensor(t).shape))
+        for t in (*node.op.activation_inputs(program.graph), *node.op.outputs)
+    ]
     text = f"{node.op.index} {node.op.name} {', '.join(shapes[:-1])} -> {shapes[-1]}"
     return f"/* {text}{'' if node.calls else ': the same bytes'} */"
 
@@ -425,8 +470,11 @@ def _pointer(program: Program, tensor: int) -> str:
     if offset is not None:
         return f"arena + {offset}" if offset else "arena"
     root = program.root[tensor]
-    for name, index in zip(program.input_names() + program.output_names(),
-                           program.graph.inputs + program.graph.outputs, strict=True):
+    for name, index in zip(
+        program.input_names() + program.output_names(),
+        program.graph.inputs + program.graph.outputs,
+        strict=True,
+    ):
         if program.root[index] == root:
             return name
     raise AssertionError(f"tensor {tensor} has no memory")

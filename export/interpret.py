@@ -34,20 +34,21 @@ def run_graph(graph: Graph, inputs: Sequence[Array]) -> tuple[Array, ...]:
 def run_all_nodes(graph: Graph, inputs: Sequence[Array]) -> dict[int, Array]:
     """Computes every activation, by tensor index. Arguments and errors as in `run_graph`."""
     if len(inputs) != len(graph.inputs):
-        raise BadInputError("number of inputs", where=graph.name, got=len(inputs),
-                            allowed=len(graph.inputs))
+        raise BadInputError(
+            "number of inputs", where=graph.name, got=len(inputs), allowed=len(graph.inputs)
+        )
     values: dict[int, Array] = {}
     for index, value in zip(graph.inputs, inputs, strict=True):
         tensor = graph.tensor(index)
         if value.shape != tensor.shape or value.dtype != np.dtype(tensor.dtype.value):
             raise BadInputError(
-                f"input '{tensor.name}'", where=graph.name, got=f"{value.dtype} {value.shape}",
+                f"input '{tensor.name}'",
+                where=graph.name,
+                got=f"{value.dtype} {value.shape}",
                 allowed=f"{tensor.dtype.value} {tensor.shape}",
             )
         values[index] = value
     for op in graph.ops:
-        arguments = tuple(
-            None if t < 0 else values.get(t, graph.tensor(t).data) for t in op.inputs
-        )
+        arguments = tuple(None if t < 0 else values.get(t, graph.tensor(t).data) for t in op.inputs)
         values.update(zip(op.outputs, op.define(graph, arguments), strict=True))
     return values

@@ -162,8 +162,10 @@ def dump_graph(graph: Graph) -> str:
         attributes = " ".join(f"{key}={value}" for key, value in op.attributes().items())
         inputs = ", ".join(_describe(graph, t) if t >= 0 else "-" for t in op.inputs)
         outputs = ", ".join(_describe(graph, t) for t in op.outputs)
-        lines.append(f"{op.index:3d} {op.name} {attributes + ' ' if attributes else ''}"
-                     f"({inputs}) -> {outputs}")
+        lines.append(
+            f"{op.index:3d} {op.name} {attributes + ' ' if attributes else ''}"
+            f"({inputs}) -> {outputs}"
+        )
     lines.append(f"outputs {', '.join(_describe(graph, t) for t in graph.outputs)}")
     return "\n".join(lines) + "\n"
 

@@ -33,8 +33,9 @@ def select_kernel(op: Op, graph: Graph, target: Target) -> Kernel:
     """
     usable = [k for k in op.kernels if k.features <= target.features and k.accepts(op, graph)]
     if not usable:
-        raise UnsupportedOpError("no kernel for this target", where=op.where(graph),
-                                 got=target.name)
+        raise UnsupportedOpError(
+            "no kernel for this target", where=op.where(graph), got=target.name
+        )
     return min(usable, key=lambda kernel: kernel.cost(op, graph))
 
 

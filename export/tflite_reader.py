@@ -30,7 +30,13 @@ _MAX_ELEMENTS = 2**31 - 1
 
 # What the generated flatbuffer accessors raise when offsets lead out of the file.
 _ACCESSOR_ERRORS = (
-    struct.error, IndexError, TypeError, ValueError, OverflowError, AttributeError, MemoryError,
+    struct.error,
+    IndexError,
+    TypeError,
+    ValueError,
+    OverflowError,
+    AttributeError,
+    MemoryError,
     RecursionError,
 )
 
@@ -62,8 +68,12 @@ class OperatorReader:
         module = importlib.import_module("tflite.BuiltinOptions")
         found = self._operator.BuiltinOptionsType()
         if table is None or found != getattr(module.BuiltinOptions, kind):
-            raise BadModelError("options are missing or of another operator", where=self.where(),
-                                got=f"type {found}", allowed=kind)
+            raise BadModelError(
+                "options are missing or of another operator",
+                where=self.where(),
+                got=f"type {found}",
+                allowed=kind,
+            )
         options = getattr(importlib.import_module(f"tflite.{kind}"), kind)()
         options.Init(table.Bytes, table.Pos)
         return options
@@ -97,7 +107,8 @@ def read_tflite(data: bytes, where: str) -> Graph:
     """
     if len(data) < 16 or data[4:8] != FILE_IDENTIFIER:
         raise BadModelError(
-            "not a .tflite file", where=where,
+            "not a .tflite file",
+            where=where,
             got=f"{len(data)} bytes" + (f" with identifier {data[4:8]!r}" if data[4:8] else ""),
             allowed=f"identifier {FILE_IDENTIFIER!r} at byte 4",
         )
@@ -107,7 +118,8 @@ def read_tflite(data: bytes, where: str) -> Graph:
         raise
     except _ACCESSOR_ERRORS as error:
         raise BadModelError(
-            f"damaged .tflite file: {type(error).__name__} while reading it", where=where,
+            f"damaged .tflite file: {type(error).__name__} while reading it",
+            where=where,
             hint="check that the file was copied whole",
         ) from None
 
@@ -123,8 +135,12 @@ class _ModelReader:
     def bounded(self, count: int, what: str) -> range:
         """Returns range(count) when the file is large enough to hold as many entries."""
         if not 0 <= count <= len(self.data):
-            raise BadModelError(f"number of {what}", where=self.where, got=count,
-                                allowed=f"at most the file's {len(self.data)} bytes")
+            raise BadModelError(
+                f"number of {what}",
+                where=self.where,
+                got=count,
+                allowed=f"at most the file's {len(self.data)} bytes",
+            )
         return range(count)
 
     def read(self) -> Graph:
@@ -132,8 +148,9 @@ class _ModelReader:
         if subgraphs != 1:
             if subgraphs < 1:
                 raise BadModelError("the file holds no subgraph", where=self.where)
-            raise UnsupportedOpError("several subgraphs", where=self.where, got=subgraphs,
-                                     allowed="1 (no control flow)")
+            raise UnsupportedOpError(
+                "several subgraphs", where=self.where, got=subgraphs, allowed="1 (no control flow)"
+            )
         subgraph = self.model.Subgraphs(0)
         count = subgraph.TensorsLength()
         tensors = {
@@ -154,20 +171,28 @@ class _ModelReader:
     ) -> tuple[int, ...]:
         found = tuple(int(get(i)) for i in self.bounded(length, what))
         if any(not least <= index < tensors for index in found):
-            raise BadModelError(f"{what} name tensors that are not there", where=self.where,
-                                got=found, allowed=f"{least} to {tensors - 1}")
+            raise BadModelError(
+                f"{what} name tensors that are not there",
+                where=self.where,
+                got=found,
+                allowed=f"{least} to {tensors - 1}",
+            )
         return found
 
     def read_op(self, operator: Any, index: int, tensors: int) -> Op:
         code_index = operator.OpcodeIndex()
         if not 0 <= code_index < self.model.OperatorCodesLength():
-            raise BadModelError(f"node {index} names an operator code that is not there",
-                                where=self.where, got=code_index)
+            raise BadModelError(
+                f"node {index} names an operator code that is not there",
+                where=self.where,
+                got=code_index,
+            )
         name = self.operator_name(self.model.OperatorCodes(code_index))
         kind = OPS.get(name)
         if kind is None:
             raise UnsupportedOpError(
-                f"operator {name} is not supported", where=f"{self.where}: node {index}",
+                f"operator {name} is not supported",
+                where=f"{self.where}: node {index}",
                 hint="edgekiln supported-ops lists those that are",
             )
         what = f"inputs of node {index}"
@@ -184,8 +209,8 @@ class _ModelReader:
         for name, value in vars(BuiltinOperator).items():
             if value == number and not name.startswith("_"):
                 if name == "CUSTOM":
-                    custom = code.CustomCode() or b""
-                    return f"CUSTOM {custom.decode('utf-8', 'replace')!r}"
+                    custom = bytes(code.CustomCode() or b"").decode("utf-8", "replace")
+                    return f"CUSTOM {custom!r}"
                 return name
         return f"number {number}"
 
@@ -194,16 +219,21 @@ class _ModelReader:
         where = f"{self.where}: tensor {index} '{name}'"
         rank = tensor.ShapeLength()
         if rank > _MAX_RANK:
-            raise BadModelError("number of dimensions", where=where, got=rank,
-                                allowed=f"at most {_MAX_RANK}")
+            raise BadModelError(
+                "number of dimensions", where=where, got=rank, allowed=f"at most {_MAX_RANK}"
+            )
         shape = tuple(int(tensor.Shape(i)) for i in range(rank))
         if any(size < 0 for size in shape) or math.prod(shape) > _MAX_ELEMENTS:
             raise BadModelError("shape", where=where, got=shape)
-        signature = tuple(int(tensor.ShapeSignature(i))
-                          for i in range(min(tensor.ShapeSignatureLength(), _MAX_RANK)))
+        signature = tuple(
+            int(tensor.ShapeSignature(i))
+            for i in range(min(tensor.ShapeSignatureLength(), _MAX_RANK))
+        )
         if any(size < 0 for size in signature[1:]):
             raise UnsupportedOpError(
-                "shape that is known only at run time", where=where, got=signature,
+                "shape that is known only at run time",
+                where=where,
+                got=signature,
                 hint="convert the model with fixed shapes",
             )
         dtype = self.read_dtype(tensor.Type(), where)
@@ -217,8 +247,12 @@ class _ModelReader:
         try:
             return DType[name]
         except KeyError:
-            raise UnsupportedOpError("element type", where=where, got=name or number,
-                                     allowed=", ".join(d.name for d in DType)) from None
+            raise UnsupportedOpError(
+                "element type",
+                where=where,
+                got=name or number,
+                allowed=", ".join(d.name for d in DType),
+            ) from None
 
     def read_data(
         self, buffer: int, shape: tuple[int, ...], dtype: DType, where: str
@@ -231,8 +265,12 @@ class _ModelReader:
         raw = table.DataAsNumpy()
         wanted = math.prod(shape) * dtype.bytes
         if isinstance(raw, int) or len(raw) != table.DataLength() or len(raw) != wanted:
-            raise BadModelError("size of the constant", where=where,
-                                got=f"{table.DataLength()} bytes", allowed=f"{wanted} bytes")
+            raise BadModelError(
+                "size of the constant",
+                where=where,
+                got=f"{table.DataLength()} bytes",
+                allowed=f"{wanted} bytes",
+            )
         data = np.frombuffer(raw.tobytes(), dtype.value).reshape(shape)
         data.flags.writeable = False
         return data
@@ -255,8 +293,9 @@ class _ModelReader:
         if q.ZeroPointLength() == 0:
             return (0,) * count
         if q.ZeroPointLength() not in (1, count):
-            raise BadModelError("number of zero points", where=where, got=q.ZeroPointLength(),
-                                allowed=count)
+            raise BadModelError(
+                "number of zero points", where=where, got=q.ZeroPointLength(), allowed=count
+            )
         found = tuple(int(q.ZeroPoint(i)) for i in range(q.ZeroPointLength()))
         if any(not -(2**15) <= z < 2**16 for z in found):
             raise BadModelError("zero point", where=where, got=found[:4])

@@ -23,23 +23,35 @@ def verify_graph(graph: Graph) -> None:
         raise BadModelError("a tensor is a model input twice", where=graph.name)
     for index in graph.inputs:
         if graph.tensor(index).is_constant:
-            raise BadModelError("a model input is a constant", where=graph.name,
-                                got=f"tensor {index} '{graph.tensor(index).name}'")
+            raise BadModelError(
+                "a model input is a constant",
+                where=graph.name,
+                got=f"tensor {index} '{graph.tensor(index).name}'",
+            )
     for op in graph.ops:
         for index in op.activation_inputs(graph):
             if index not in known:
-                raise BadModelError("reads a tensor before it is written", where=op.where(graph),
-                                    got=f"tensor {index} '{graph.tensor(index).name}'")
+                raise BadModelError(
+                    "reads a tensor before it is written",
+                    where=op.where(graph),
+                    got=f"tensor {index} '{graph.tensor(index).name}'",
+                )
         for index in op.outputs:
             if index in known or graph.tensor(index).is_constant:
-                raise BadModelError("writes a tensor that has a value", where=op.where(graph),
-                                    got=f"tensor {index} '{graph.tensor(index).name}'")
+                raise BadModelError(
+                    "writes a tensor that has a value",
+                    where=op.where(graph),
+                    got=f"tensor {index} '{graph.tensor(index).name}'",
+                )
         known.update(op.outputs)
         op.check(graph)
     for index in graph.outputs:
         if index not in known:
-            raise BadModelError("a model output is never written", where=graph.name,
-                                got=f"tensor {index} '{graph.tensor(index).name}'")
+            raise BadModelError(
+                "a model output is never written",
+                where=graph.name,
+                got=f"tensor {index} '{graph.tensor(index).name}'",
+            )
 
 
 def _verify_zero_points(graph: Graph) -> None:
@@ -50,6 +62,8 @@ def _verify_zero_points(graph: Graph) -> None:
         low, high = low_high
         if any(not low <= z <= high for z in tensor.quantization.zero_points):
             raise BadModelError(
-                f"zero point of tensor '{tensor.name}'", where=graph.name,
-                got=tensor.quantization.zero_points[:4], allowed=f"{low} to {high}",
+                f"zero point of tensor '{tensor.name}'",
+                where=graph.name,
+                got=tensor.quantization.zero_points[:4],
+                allowed=f"{low} to {high}",
             )

@@ -68,9 +68,7 @@ class Add(Op):
         """Computes the output: both inputs at twice the larger scale, then the output's."""
         y = self.output(graph)
         first, second, output = self.multipliers(graph)
-        total = self._scaled(graph, 0, inputs[0], first) + self._scaled(
-            graph, 1, inputs[1], second
-        )
+        total = self._scaled(graph, 0, inputs[0], first) + self._scaled(graph, 1, inputs[1], second)
         scaled = multiply_by_quantized_multiplier(total, output.multiplier, output.shift)
         low, high = activation_range(self.activation, y.q)
         return (np.clip(scaled + y.q.zero_point, low, high).astype(np.int8),)

@@ -161,9 +161,7 @@ class Op:
         self, graph: Graph, what: str, got: object = "", allowed: object = "", hint: str = ""
     ) -> NoReturn:
         """Raises an error for a node that is right but not supported."""
-        raise UnsupportedOpError(
-            what, where=self.where(graph), got=got, allowed=allowed, hint=hint
-        )
+        raise UnsupportedOpError(what, where=self.where(graph), got=got, allowed=allowed, hint=hint)
 
     # Checks that many operators share.
 

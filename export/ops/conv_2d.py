@@ -85,7 +85,8 @@ class Conv2D(Op):
         channels, _, _, group_channels = weights.shape
         check_bias(self, graph, channels)
         check_clamp(self, graph, self.activation)
-        if group_channels < 1 or x.shape[3] % group_channels or channels % (x.shape[3] // group_channels):
+        groups = x.shape[3] // max(group_channels, 1)
+        if group_channels < 1 or x.shape[3] != groups * group_channels or channels % groups:
             self.reject(graph, "filter and input disagree on channels", weights.shape, x.shape)
         check_windows(self, graph, self.windows(graph), channels)
         check_accumulator(self, graph, as_int64(weights.data).reshape(channels, -1), x)
@@ -113,7 +114,8 @@ class Conv2D(Op):
         columns = np.moveaxis(columns, 5, 3).reshape(*y.shape[:3], groups, taps)
         filters = weights.value.astype(np.float64).reshape(groups, channels // groups, taps)
         sums = np.einsum("nhwgt,gct->nhwgc", columns, filters, optimize=True)
-        return sums.reshape(y.shape).astype(np.int64)
+        exact: NDArray[np.int64] = sums.reshape(y.shape).astype(np.int64)
+        return exact
 
     def macs(self, graph: Graph) -> int:
         """Counts every tap, those on the padding too."""

@@ -59,10 +59,7 @@ def requantization(multipliers: list[Multiplier]) -> Requantization:
 def per_channel_requantization(x: Tensor, weights: Tensor, y: Tensor) -> Requantization:
     """Multipliers of a convolution (``PopulateConvolutionQuantizationParams``)."""
     return requantization(
-        [
-            quantize_multiplier(x.q.scale * float(scale) / y.q.scale)
-            for scale in weights.q.scales
-        ]
+        [quantize_multiplier(x.q.scale * float(scale) / y.q.scale) for scale in weights.q.scales]
     )
 
 
@@ -86,8 +83,12 @@ def check_weights(op: Op, graph: Graph, channel_axis: int) -> Tensor:
     if scales not in (1, channels):
         op.reject(graph, "wrong number of filter scales", scales, f"1 or {channels}")
     if scales > 1 and weights.quantization.axis != channel_axis:
-        op.reject(graph, "the filter's scales belong to the wrong dimension",
-                  weights.quantization.axis, channel_axis)
+        op.reject(
+            graph,
+            "the filter's scales belong to the wrong dimension",
+            weights.quantization.axis,
+            channel_axis,
+        )
     return weights
 
 

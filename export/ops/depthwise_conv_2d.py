@@ -100,7 +100,11 @@ class DepthwiseConv2D(Op):
         window_h, window_w = self.windows(graph)
         windows = extract_windows(
             as_int64(inputs[0]) - x.q.zero_point,
-            window_h, window_w, y.shape[1], y.shape[2], fill=0,
+            window_h,
+            window_w,
+            y.shape[1],
+            y.shape[2],
+            fill=0,
         )
         multiplier = weights.shape[3] // x.shape[3]
         filters = as_int64(weights.data)[0].reshape(*weights.shape[1:3], x.shape[3], multiplier)
@@ -146,8 +150,12 @@ def _lower(op: DepthwiseConv2D, graph: Graph) -> tuple[KernelCall, ...]:
         (x.index,),
         y.index,
         specialise=(
-            "batches", "depth_multiplier", "dilation_height", "dilation_width",
-            "per_channel", "shifts_left",
+            "batches",
+            "depth_multiplier",
+            "dilation_height",
+            "dilation_width",
+            "per_channel",
+            "shifts_left",
         ),
     )
     return (call,)

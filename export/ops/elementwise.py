@@ -190,8 +190,12 @@ def _lower_table(op: Elementwise, graph: Graph) -> tuple[KernelCall, ...]:
     x, y = op.input(graph, 0), op.output(graph)
     table = op.apply(graph, np.arange(-128, 128, dtype=np.int64)).astype(np.int8)
     call = KernelCall(
-        "ek_lookup_s8", "ek_lookup_s8.h", {"length": y.elements}, {"table": table},
-        (x.index,), y.index,
+        "ek_lookup_s8",
+        "ek_lookup_s8.h",
+        {"length": y.elements},
+        {"table": table},
+        (x.index,),
+        y.index,
     )
     return (call,)
 

@@ -125,7 +125,12 @@ def _lower(op: Pool2D, graph: Graph) -> tuple[KernelCall, ...]:
     }
     return (
         KernelCall(
-            op.kernel, "ek_pool_2d_s8.h", scalars, {}, (x.index,), y.index,
+            op.kernel,
+            "ek_pool_2d_s8.h",
+            scalars,
+            {},
+            (x.index,),
+            y.index,
             specialise=("batches",),
         ),
     )

@@ -89,8 +89,14 @@ def extract_windows(
     return np.lib.stride_tricks.as_strided(
         padded,
         (x.shape[0], out_h, out_w, window_h.size, window_w.size, x.shape[3]),
-        (n, h * window_h.stride, w * window_w.stride, h * window_h.dilation,
-         w * window_w.dilation, c),
+        (
+            n,
+            h * window_h.stride,
+            w * window_w.stride,
+            h * window_h.dilation,
+            w * window_w.dilation,
+            c,
+        ),
         writeable=False,
     )
 
@@ -99,8 +105,11 @@ def check_windows(op: Op, graph: Graph, windows: tuple[Window, Window], channels
     """Checks two windows over [N, H, W, C], and the output's shape against them."""
     x, y = op.input(graph, 0), op.output(graph)
     for window, what in zip(windows, ("height", "width"), strict=True):
-        for value, name in ((window.stride, "stride"), (window.dilation, "dilation"),
-                            (window.size, "filter size")):
+        for value, name in (
+            (window.stride, "stride"),
+            (window.dilation, "dilation"),
+            (window.size, "filter size"),
+        ):
             if value < 1:
                 op.reject(graph, f"{name} over the {what}", value, "1 or more")
     expected = (

@@ -24,7 +24,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 EXAMPLES = settings(
-    max_examples=12, deadline=None, derandomize=True, print_blob=False,
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    print_blob=False,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 SCALES = st.floats(0.002, 0.3)
@@ -38,14 +41,17 @@ def assert_equal_everywhere(model: bytes, seed: int, samples: int = 3) -> None:
     compiled = compile_model(model, name="m", optimize="time", target="host")
     generator = np.random.default_rng(seed)
     inputs = tuple(
-        generator.integers(-128, 128, (samples, *compiled.graph.tensor(t).shape[1:]))
-        .astype(np.int8)
+        generator.integers(-128, 128, (samples, *compiled.graph.tensor(t).shape[1:])).astype(
+            np.int8
+        )
         for t in compiled.graph.inputs
     )
     want = TflmRunner(model).run(inputs)
     for sample in range(samples):
-        shaped = [a[sample].reshape(compiled.graph.tensor(t).shape)
-                  for a, t in zip(inputs, compiled.graph.inputs, strict=True)]
+        shaped = [
+            a[sample].reshape(compiled.graph.tensor(t).shape)
+            for a, t in zip(inputs, compiled.graph.inputs, strict=True)
+        ]
         for got, wanted in zip(run_graph(compiled.graph, shaped), want, strict=True):
             np.testing.assert_array_equal(got.reshape(-1), wanted[sample].reshape(-1))
     with tempfile.TemporaryDirectory() as directory:
@@ -84,17 +90,29 @@ def convolutions(draw: st.DrawFn) -> bytes:
     y = (1, out_size(h, fh, sh, dh, same), out_size(w, fw, sw, dw, same), channels)
     tensors = [
         activation((1, h, w, groups * group_channels), draw(SCALES), draw(ZERO_POINTS)),
-        constant(generator.integers(-127, 128, (channels, fh, fw, group_channels)).astype(np.int8),
-                 scales),
+        constant(
+            generator.integers(-127, 128, (channels, fh, fw, group_channels)).astype(np.int8),
+            scales,
+        ),
         activation(y, draw(SCALES), draw(ZERO_POINTS)),
     ]
     inputs = [0, 1]
     if draw(st.booleans()):
-        tensors.append(constant(generator.integers(-3000, 3000, channels).astype(np.int32),
-                                [tensors[0].scale[0] * s for s in scales]))
+        tensors.append(
+            constant(
+                generator.integers(-3000, 3000, channels).astype(np.int32),
+                [tensors[0].scale[0] * s for s in scales],
+            )
+        )
         inputs.append(3)
-    values = {"Padding": 0 if same else 1, "StrideH": sh, "StrideW": sw, "DilationHFactor": dh,
-              "DilationWFactor": dw, "FusedActivationFunction": draw(CLAMPS)}
+    values = {
+        "Padding": 0 if same else 1,
+        "StrideH": sh,
+        "StrideW": sw,
+        "DilationHFactor": dh,
+        "DilationWFactor": dw,
+        "FusedActivationFunction": draw(CLAMPS),
+    }
     op = BuiltOp("CONV_2D", inputs, [2], "Conv2DOptions", values)
     return build_model(tensors, [op], [0], [2])
 
@@ -122,12 +140,17 @@ def depthwise_convolutions(draw: st.DrawFn) -> bytes:
         activation((1, h, w, c), draw(SCALES), draw(ZERO_POINTS)),
         constant(generator.integers(-127, 128, (1, fh, fw, channels)).astype(np.int8), scales, 3),
         activation(y, draw(SCALES), draw(ZERO_POINTS)),
-        constant(generator.integers(-3000, 3000, channels).astype(np.int32),
-                 [0.01] * len(scales)),
+        constant(generator.integers(-3000, 3000, channels).astype(np.int32), [0.01] * len(scales)),
     ]
-    values = {"Padding": 0 if same else 1, "StrideH": sh, "StrideW": sw, "DilationHFactor": dh,
-              "DilationWFactor": dw, "DepthMultiplier": multiplier,
-              "FusedActivationFunction": draw(CLAMPS)}
+    values = {
+        "Padding": 0 if same else 1,
+        "StrideH": sh,
+        "StrideW": sw,
+        "DilationHFactor": dh,
+        "DilationWFactor": dw,
+        "DepthMultiplier": multiplier,
+        "FusedActivationFunction": draw(CLAMPS),
+    }
     op = BuiltOp("DEPTHWISE_CONV_2D", [0, 1, 3], [2], "DepthwiseConv2DOptions", values)
     return build_model(tensors, [op], [0], [2])
 
@@ -216,8 +239,14 @@ def pools(draw: st.DrawFn) -> bytes:
     scale, zero_point = draw(SCALES), draw(ZERO_POINTS)
     y = (1, out_size(h, fh, sh, 1, same), out_size(w, fw, sw, 1, same), c)
     tensors = [activation((1, h, w, c), scale, zero_point), activation(y, scale, zero_point)]
-    values = {"Padding": 0 if same else 1, "StrideH": sh, "StrideW": sw, "FilterHeight": fh,
-              "FilterWidth": fw, "FusedActivationFunction": draw(CLAMPS)}
+    values = {
+        "Padding": 0 if same else 1,
+        "StrideH": sh,
+        "StrideW": sw,
+        "FilterHeight": fh,
+        "FilterWidth": fw,
+        "FusedActivationFunction": draw(CLAMPS),
+    }
     name = draw(st.sampled_from(["AVERAGE_POOL_2D", "MAX_POOL_2D"]))
     return build_model(tensors, [BuiltOp(name, [0], [1], "Pool2DOptions", values)], [0], [1])
 
@@ -255,9 +284,7 @@ def pads(draw: st.DrawFn) -> bytes:
     """PAD of up to four dimensions."""
     rank = draw(st.integers(2, 4))
     shape = (1, *(draw(st.integers(1, 5)) for _ in range(rank - 1)))
-    pairs = [(0, 0)] + [
-        (draw(st.integers(0, 3)), draw(st.integers(0, 2))) for _ in range(rank - 1)
-    ]
+    pairs = [(0, 0)] + [(draw(st.integers(0, 3)), draw(st.integers(0, 2))) for _ in range(rank - 1)]
     y = tuple(b + n + a for n, (b, a) in zip(shape, pairs, strict=True))
     scale, zero_point = draw(SCALES), draw(ZERO_POINTS)
     tensors = [
@@ -297,9 +324,9 @@ def concatenations(draw: st.DrawFn) -> bytes:
     shape = [1, draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(st.integers(1, 5))]
     scale, zero_point = draw(SCALES), draw(ZERO_POINTS)
     sizes = draw(st.lists(st.integers(1, 4), min_size=2, max_size=4))
-    shapes = [(*shape[:axis], size, *shape[axis + 1:]) for size in sizes]
+    shapes = [(*shape[:axis], size, *shape[axis + 1 :]) for size in sizes]
     tensors = [activation(s, scale, zero_point) for s in shapes]
-    tensors.append(activation((*shape[:axis], sum(sizes), *shape[axis + 1:]), scale, zero_point))
+    tensors.append(activation((*shape[:axis], sum(sizes), *shape[axis + 1 :]), scale, zero_point))
     inputs, output = list(range(len(sizes))), len(sizes)
     values = {"Axis": draw(st.sampled_from([axis, axis - 4]))}
     op = BuiltOp("CONCATENATION", inputs, [output], "ConcatenationOptions", values)
@@ -350,8 +377,11 @@ def test_relu6(scale: float, zero_point: int) -> None:
 
 
 def test_reshape_is_the_same_bytes() -> None:
-    tensors = [activation((1, 4, 6), 0.1, 3), constant(np.array([1, 24], np.int32)),
-               activation((1, 24), 0.1, 3)]
+    tensors = [
+        activation((1, 4, 6), 0.1, 3),
+        constant(np.array([1, 24], np.int32)),
+        activation((1, 24), 0.1, 3),
+    ]
     op = BuiltOp("RESHAPE", [0, 1], [2], "ReshapeOptions")
     model = build_model(tensors, [op], [0], [2])
     assert_equal_everywhere(model, seed=1)

@@ -58,8 +58,10 @@ def build_model(
     buffers = [None, *(t.data for t in tensors if t.data is not None)]
     buffer_offsets = [_build_buffer(b, data) for data in buffers]
     numbers = iter(range(1, len(buffers)))
-    tensor_offsets = [_build_tensor(b, t, 0 if t.data is None else next(numbers), i)
-                      for i, t in enumerate(tensors)]
+    tensor_offsets = [
+        _build_tensor(b, t, 0 if t.data is None else next(numbers), i)
+        for i, t in enumerate(tensors)
+    ]
     names = sorted({op.name for op in ops})
     op_offsets = [_build_op(b, op, names.index(op.name)) for op in ops]
     lists = {
@@ -70,12 +72,16 @@ def build_model(
     }
     subgraph = _table(b, "SubGraph", lists)
     codes = [_build_code(b, name) for name in names]
-    model = _table(b, "Model", {
-        "Version": 3,
-        "OperatorCodes": _offsets(b, codes),
-        "Subgraphs": _offsets(b, [subgraph]),
-        "Buffers": _offsets(b, buffer_offsets),
-    })
+    model = _table(
+        b,
+        "Model",
+        {
+            "Version": 3,
+            "OperatorCodes": _offsets(b, codes),
+            "Subgraphs": _offsets(b, [subgraph]),
+            "Buffers": _offsets(b, buffer_offsets),
+        },
+    )
     b.Finish(model, b"TFL3")
     return bytes(b.Output())
 
@@ -112,11 +118,15 @@ def _build_tensor(b: flatbuffers.Builder, t: BuiltTensor, buffer: int, number: i
         "Buffer": buffer,
     }
     if t.scale:
-        values["Quantization"] = _table(b, "QuantizationParameters", {
-            "Scale": b.CreateNumpyVector(np.array(t.scale, np.float32)),
-            "ZeroPoint": b.CreateNumpyVector(np.array(t.zero_point, np.int64)),
-            "QuantizedDimension": t.axis,
-        })
+        values["Quantization"] = _table(
+            b,
+            "QuantizationParameters",
+            {
+                "Scale": b.CreateNumpyVector(np.array(t.scale, np.float32)),
+                "ZeroPoint": b.CreateNumpyVector(np.array(t.zero_point, np.int64)),
+                "QuantizedDimension": t.axis,
+            },
+        )
     return _table(b, "Tensor", values)
 
 
@@ -138,6 +148,12 @@ def _build_code(b: flatbuffers.Builder, name: str) -> int:
     from tflite.BuiltinOperator import BuiltinOperator
 
     number = getattr(BuiltinOperator, name)
-    return _table(b, "OperatorCode", {
-        "DeprecatedBuiltinCode": min(number, 127), "BuiltinCode": number, "Version": 1,
-    })
+    return _table(
+        b,
+        "OperatorCode",
+        {
+            "DeprecatedBuiltinCode": min(number, 127),
+            "BuiltinCode": number,
+            "Version": 1,
+        },
+    )
