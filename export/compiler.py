@@ -35,61 +35,16 @@ IO = ("arena", "separate")
 REPORT_NAME = "compile_report.json"
 
 # C and C++ alike, for the generated files compile as both.
-_C_KEYWORDS = frozenset(
-    [
-        "auto",
-        "bool",
-        "break",
-        "case",
-        "catch",
-        "char",
-        "class",
-        "const",
-        "continue",
-        "default",
-        "delete",
-        "do",
-        "double",
-        "else",
-        "enum",
-        "extern",
-        "float",
-        "for",
-        "friend",
-        "goto",
-        "if",
-        "inline",
-        "int",
-        "long",
-        "namespace",
-        "new",
-        "operator",
-        "private",
-        "protected",
-        "public",
-        "register",
-        "restrict",
-        "return",
-        "short",
-        "signed",
-        "sizeof",
-        "static",
-        "struct",
-        "switch",
-        "template",
-        "this",
-        "throw",
-        "try",
-        "typedef",
-        "union",
-        "unsigned",
-        "using",
-        "virtual",
-        "void",
-        "volatile",
-        "while",
-    ]
-)
+# fmt: off
+_C_KEYWORDS = frozenset({
+    "auto", "bool", "break", "case", "catch", "char", "class", "const", "continue", "default",
+    "delete", "do", "double", "else", "enum", "extern", "float", "for", "friend", "goto", "if",
+    "inline", "int", "long", "namespace", "new", "operator", "private", "protected", "public",
+    "register", "restrict", "return", "short", "signed", "sizeof", "static", "struct", "switch",
+    "template", "this", "throw", "try", "typedef", "union", "unsigned", "using", "virtual",
+    "void", "volatile", "while",
+})
+# fmt: on
 
 
 @dataclass(frozen=True)

@@ -206,13 +206,11 @@ class _ModelReader:
         number = max(code.DeprecatedBuiltinCode(), code.BuiltinCode())
         from tflite.BuiltinOperator import BuiltinOperator
 
-        for name, value in vars(BuiltinOperator).items():
-            if value == number and not name.startswith("_"):
-                if name == "CUSTOM":
-                    custom = bytes(code.CustomCode() or b"").decode("utf-8", "replace")
-                    return f"CUSTOM {custom!r}"
-                return name
-        return f"number {number}"
+        if number == BuiltinOperator.CUSTOM:
+            custom = bytes(code.CustomCode() or b"").decode("utf-8", "replace")
+            return f"CUSTOM {custom!r}"
+        names: dict[int, str] = {v: k for k, v in vars(BuiltinOperator).items() if k[0] != "_"}
+        return names.get(number, f"number {number}")
 
     def read_tensor(self, tensor: Any, index: int) -> Tensor:
         name = (tensor.Name() or b"").decode("utf-8", "replace") or f"tensor {index}"
