@@ -15,6 +15,7 @@ from edgekiln.errors import CheckFailedError
 from edgekiln.terminal import print_columns, print_json, run, stdout_for_results
 
 if TYPE_CHECKING:
+    from edgekiln.bench.results import BenchResult
     from edgekiln.bench.verify import Verification
     from edgekiln.firmware.boards import Board
 
@@ -65,6 +66,42 @@ def cli() -> None:
     else to stderr. Exit codes: 0 done, 1 a check failed, 2 input that cannot be used, 3 a
     tool or board is missing.
     """
+
+
+@cli.command()
+@model_argument
+@build_option
+def train(model: str, build_dir: Path) -> None:
+    """Train MODEL, a recipe."""
+    from edgekiln import pipeline
+
+    with stdout_for_results():
+        directory = pipeline.train(model, build_dir)
+    click.echo(directory)
+
+
+@cli.command()
+@model_argument
+@build_option
+def quantize(model: str, build_dir: Path) -> None:
+    """Prune MODEL, a recipe, and quantize it to int8."""
+    from edgekiln import pipeline
+
+    with stdout_for_results():
+        directory = pipeline.quantize(model, build_dir)
+    click.echo(directory)
+
+
+@cli.command()
+@model_argument
+@build_option
+def export(model: str, build_dir: Path) -> None:
+    """Write MODEL as .tflite, as ONNX and as a C array."""
+    from edgekiln import pipeline
+
+    with stdout_for_results():
+        directory = pipeline.export(model, build_dir)
+    click.echo(directory)
 
 
 @cli.command("compile")
@@ -138,9 +175,10 @@ def verify(
     optimize: str,
     as_json: bool,
 ) -> None:
-    """Compare each output byte of MODEL's C with TensorFlow Lite Micro's.
+    """Compare MODEL's C with TensorFlow Lite Micro, byte by byte.
 
-    MODEL is an int8 .tflite file. Exits with 1 when a byte differs, and names the first node.
+    MODEL is an int8 .tflite file. It is compiled and run, on this machine or on a board, and every
+    output byte compared. Exits with 1 when a byte differs, and names the first node.
     """
     from edgekiln.bench.verify import read_inputs, verify_model
     from edgekiln.files import read_input_file
@@ -178,25 +216,108 @@ def _mismatch_error(model: Path, found: Verification) -> CheckFailedError:
     )
 
 
-@cli.command("supported-ops")
-@json_option
-def supported_ops_(as_json: bool) -> None:
-    """List the operators that the compiler takes, and its kernels for each target."""
-    from edgekiln.export.supported import supported_ops
-    from edgekiln.export.targets import TARGETS
+@cli.command()
+@model_argument
+@board_option
+@optimize_option
+@build_option
+def flash(model: str, board: str, optimize: str, build_dir: Path) -> None:
+    """Build MODEL's image for a board and write it there."""
+    from edgekiln import pipeline
 
-    operators = supported_ops()
+    with stdout_for_results():
+        image = pipeline.flash(model, board, build_dir, optimize)
+    click.echo(image.elf)
+
+
+@cli.command()
+@model_argument
+@board_option
+@optimize_option
+@build_option
+@json_option
+def deploy(model: str, board: str, optimize: str, build_dir: Path, as_json: bool) -> None:
+    """Take MODEL the whole way to a board, and report.
+
+    Trains, prunes, quantizes, exports, compiles, builds, runs and measures; what has not changed
+    since the last time is not done again. Exits with 1 when an output byte of the board differs from the host's.
+    """
+    from edgekiln import pipeline
+
+    with stdout_for_results():
+        results = pipeline.deploy(model, board, build_dir, optimize)
     if as_json:
-        targets = {target.name: target.description for target in TARGETS.values()}
-        print_json({"targets": targets, "operators": operators})
+        click.echo(results.read_text(encoding="utf-8"), nl=False)
     else:
-        rows = [(each["op"], each["variants"]) for each in operators]
-        print_columns(("operator", "what of it"), rows)
-        click.echo()
-        print_columns(
-            ("target", "what it is"),
-            [(target.name, target.description) for target in TARGETS.values()],
-        )
+        click.echo(results)
+
+
+@cli.command()
+@model_argument
+@board_option
+@optimize_option
+@build_option
+@json_option
+def bench(model: str, board: str, optimize: str, build_dir: Path, as_json: bool) -> None:
+    """Measure MODEL on a board: instructions, flash, RAM.
+
+    MODEL is an int8 .tflite file or a recipe.
+    """
+    from edgekiln import pipeline
+    from edgekiln.bench.results import to_json
+
+    with stdout_for_results():
+        found = pipeline.bench_model(model, board, build_dir, optimize)
+    if as_json:
+        print_json(to_json(found))
+    else:
+        _print_bench(found)
+
+
+def _print_bench(found: BenchResult) -> None:
+    print_columns(
+        ("node", "op", "name", "MACs", "instructions"),
+        [
+            (each.index, each.op, each.name, each.macs, _or_dash(each.instructions))
+            for each in found.per_node
+        ],
+    )
+    click.echo()
+    _print_facts(
+        ("model", found.model),
+        ("board", f"{found.board}{' (emulated)' if found.emulated else ''}"),
+        ("MACs", f"{found.macs:,}"),
+        ("instructions", _or_dash(found.instructions)),
+        ("cycles", _or_dash(found.cycles)),
+        ("latency", "-" if found.latency_us is None else f"{found.latency_us:,.0f} us"),
+        (
+            "flash",
+            f"{found.flash_bytes:,} bytes: {found.flash_constants_bytes:,} of constants, "
+            f"{found.flash_code_bytes:,} of code",
+        ),
+        (
+            "RAM",
+            f"{found.ram_bytes:,} bytes: arena {found.arena_bytes:,}, "
+            f"peak stack {found.stack_bytes:,}",
+        ),
+        ("toolchain", found.toolchain),
+        ("flags", found.flags),
+    )
+
+
+def _or_dash(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
+
+
+@cli.command()
+@model_argument
+@board_option
+@build_option
+def report(model: str, board: str, build_dir: Path) -> None:
+    """Write the report of MODEL's last deploy anew."""
+    from edgekiln import pipeline
+
+    click.echo(pipeline.write_last_report(model, board, build_dir))
 
 
 @cli.command()
@@ -270,10 +391,31 @@ def _kibibytes(size_bytes: int | None) -> str:
     return "-" if size_bytes is None else f"{size_bytes / 1024:,.0f} KiB"
 
 
+@cli.command("supported-ops")
+@json_option
+def supported_ops_(as_json: bool) -> None:
+    """List the operators and the targets of the compiler."""
+    from edgekiln.export.supported import supported_ops
+    from edgekiln.export.targets import TARGETS
+
+    operators = supported_ops()
+    if as_json:
+        targets = {target.name: target.description for target in TARGETS.values()}
+        print_json({"targets": targets, "operators": operators})
+    else:
+        rows = [(each["op"], each["variants"]) for each in operators]
+        print_columns(("operator", "what of it"), rows)
+        click.echo()
+        print_columns(
+            ("target", "what it is"),
+            [(target.name, target.description) for target in TARGETS.values()],
+        )
+
+
 @cli.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Show what is installed, what is missing, and the command that gets it.
+    """Show what is installed, missing, and how to get it.
 
     Exits with 3 when something is missing that `make deploy BOARD=mps2-an386` needs.
     """
