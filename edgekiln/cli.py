@@ -240,7 +240,8 @@ def deploy(model: str, board: str, optimize: str, build_dir: Path, as_json: bool
     """Take MODEL the whole way to a board, and report.
 
     Trains, prunes, quantizes, exports, compiles, builds, runs and measures; what has not changed
-    since the last time is not done again. Exits with 1 when an output byte of the board differs from the host's.
+    since the last time is not done again. Exits with 1 when an output byte of the board differs
+    from the host's.
     """
     from edgekiln import pipeline
 
