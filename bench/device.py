@@ -1,0 +1,205 @@
+"""Runs a data set through a board, or through the emulator that stands for it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekiln import console
+from edgekiln.bench.protocol import Device
+from edgekiln.errors import BadInputError, BoardError
+from edgekiln.firmware.boards import Board
+from edgekiln.firmware.bundle import TensorInfo
+from edgekiln.firmware.counting import InstructionCount
+from edgekiln.firmware.emulator import RunningEmulator, start_emulator
+from edgekiln.firmware.image import Image
+
+Int8Array: TypeAlias = NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class DeviceRun:
+    """What a board answered, and what it took.
+
+    Attributes:
+        outputs: One ``int8 [N, ...]`` per output of the model, in its order.
+        counts: Instructions of each inference, or None where nothing counts them.
+        latency_us: Median time of an inference by the board's clock, or None under an emulator,
+            whose clock says nothing about the board.
+        stack_bytes: Measured peak of the stack, or None where it is not measured.
+        ram_bytes: Arena, variables and that peak; without the stack where it is None.
+        retries: How often something had to be sent again.
+    """
+
+    outputs: tuple[Int8Array, ...]
+    counts: tuple[InstructionCount, ...] | None
+    latency_us: float | None
+    stack_bytes: int | None
+    ram_bytes: int
+    retries: int
+
+    @property
+    def instructions(self) -> int | None:
+        """Instructions of the first inference, from the entry of invoke to its return."""
+        return self.counts[0].total if self.counts else None
+
+    @property
+    def instructions_min(self) -> int | None:
+        """The fewest instructions that an inference took."""
+        return min(count.total for count in self.counts) if self.counts else None
+
+    @property
+    def instructions_max(self) -> int | None:
+        """The most instructions that an inference took."""
+        return max(count.total for count in self.counts) if self.counts else None
+
+    @property
+    def per_node_instructions(self) -> tuple[int, ...] | None:
+        """Instructions of each node in the first inference, in the order of ``Image.nodes``."""
+        return self.counts[0].per_node if self.counts else None
+
+
+def run_on_board(
+    image: Image,
+    board: Board,
+    inputs: NDArray[Any] | Sequence[NDArray[Any]],
+    *,
+    port: str | None = None,
+    count: bool = True,
+    progress: bool = True,
+) -> DeviceRun:
+    """Runs one inference per input and collects the outputs' bytes.
+
+    Args:
+        image: What is on the board, or will be run by its emulator.
+        board: The board.
+        inputs: ``int8 [N, ...]``, or one such array per input of the model.
+        port: Serial port of a real board that holds the image; None starts the emulator.
+        count: Count instructions where the emulator can.
+        progress: Show a progress bar.
+
+    Raises:
+        BadInputError: The inputs do not have the model's shapes or are not int8.
+        BoardError: The board does not answer, holds another model, or a transfer fails
+            repeatedly.
+        ToolMissingError: The emulator is not installed.
+    """
+    rows = _pack_inputs(image, inputs)
+    if port is not None:
+        with Device(port, baud=board.uart.baud if board.uart else 115_200) as device:
+            return _run_all(image, board, device, rows, None, progress)
+    with (
+        start_emulator(board, image, count=count) as emulator,
+        _emulator_to_blame(emulator),
+        Device(emulator.port) as device,
+    ):
+        return _run_all(image, board, device, rows, emulator, progress)
+
+
+@contextlib.contextmanager
+def _emulator_to_blame(emulator: RunningEmulator) -> Iterator[None]:
+    """Where the emulator has died, its last words explain more than a silent port."""
+    try:
+        yield
+    except BoardError:
+        emulator.check_alive()
+        raise
+
+
+def _run_all(
+    image: Image,
+    board: Board,
+    device: Device,
+    rows: Sequence[bytes],
+    emulator: RunningEmulator | None,
+    progress: bool,
+) -> DeviceRun:
+    device.hello()
+    _check_model(image, device)
+    outputs: list[bytes] = []
+    times_us: list[int] = []
+    counts: list[InstructionCount] = []
+    shown = console.track(rows, f"inferences on {board.slug}", len(rows)) if progress else rows
+    for row in shown:
+        output, elapsed_us = device.run_timed(row)
+        outputs.append(output)
+        times_us.append(elapsed_us)
+        if emulator is not None and emulator.is_counting:
+            counts.append(_last_count(emulator))
+    stack_bytes = device.counters().stack_bytes
+    return DeviceRun(
+        outputs=_unpack_outputs(image, outputs),
+        counts=tuple(counts) or None,
+        latency_us=None if board.is_emulated and emulator else statistics.median(times_us),
+        stack_bytes=stack_bytes,
+        ram_bytes=image.ram_bytes(stack_bytes or 0),
+        retries=device.retries,
+    )
+
+
+def _check_model(image: Image, device: Device) -> None:
+    about = device.about()
+    if about.model_sha256 != image.model_sha256:
+        raise BoardError(
+            "the board holds another model",
+            got=f"{about.model} (sha256 {about.model_sha256[:12]}…)",
+            allowed=f"{image.name} (sha256 {image.model_sha256[:12]}…)",
+            hint="flash it first",
+        )
+
+
+def _last_count(emulator: RunningEmulator) -> InstructionCount:
+    """The count of the inference just answered; where one was repeated, of the last."""
+    counts = emulator.take_counts()
+    if not counts:
+        raise BoardError("the emulator counted no inference")
+    return counts[-1]
+
+
+def _pack_inputs(image: Image, inputs: NDArray[Any] | Sequence[NDArray[Any]]) -> list[bytes]:
+    arrays = [inputs] if isinstance(inputs, np.ndarray) else list(inputs)
+    if len(arrays) != len(image.inputs):
+        raise BadInputError(
+            "wrong number of inputs", where=image.name, got=len(arrays), allowed=len(image.inputs)
+        )
+    samples = len(arrays[0])
+    if samples == 0:
+        raise BadInputError("no inputs to run", where=image.name)
+    for array, tensor in zip(arrays, image.inputs, strict=True):
+        _check_input(image, array, tensor, samples)
+    return [b"".join(array[i].tobytes() for array in arrays) for i in range(samples)]
+
+
+def _check_input(image: Image, array: NDArray[Any], tensor: TensorInfo, samples: int) -> None:
+    where = f"{image.name}, input {tensor.name}"
+    if array.dtype != np.int8:
+        raise BadInputError("inputs have to be int8", where=where, got=array.dtype)
+    if len(array) != samples or math.prod(array.shape[1:]) != tensor.bytes:
+        raise BadInputError(
+            "inputs have the wrong shape",
+            where=where,
+            got=list(array.shape),
+            allowed=[samples, *_row_shape(tensor)],
+        )
+
+
+def _unpack_outputs(image: Image, outputs: Sequence[bytes]) -> tuple[Int8Array, ...]:
+    table = np.frombuffer(b"".join(outputs), dtype=np.int8).reshape(len(outputs), -1)
+    ends = np.cumsum([tensor.bytes for tensor in image.outputs])
+    parts = np.split(table, ends[:-1], axis=1)
+    return tuple(
+        part.reshape(len(outputs), *_row_shape(tensor))
+        for part, tensor in zip(parts, image.outputs, strict=True)
+    )
+
+
+def _row_shape(tensor: TensorInfo) -> tuple[int, ...]:
+    """The shape of one inference's values in an array of N: without a leading 1."""
+    return tensor.shape[1:] if tensor.shape[:1] == (1,) else tensor.shape

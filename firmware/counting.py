@@ -1,0 +1,153 @@
+"""Exact instruction counts from QEMU, by a TCG plugin of our own (qemu/count.c).
+
+The plugin is compiled on first use into the user's cache and found there afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekiln.errors import BadInputError, BoardError, ToolMissingError
+from edgekiln.firmware.boards import FIRMWARE
+from edgekiln.firmware.image import Image, read_symbols
+from edgekiln.firmware.toolchain import first_error, install_hint
+
+_SOURCE = FIRMWARE / "qemu" / "count.c"
+_FLAGS = ("-std=c99", "-O2", "-shared", "-fPIC", "-fvisibility=hidden")
+_VERSION = re.compile(r"version (\d+)\.")
+
+
+@dataclass(frozen=True)
+class InstructionCount:
+    """Instructions retired in one inference, from the entry of invoke to its return.
+
+    Attributes:
+        total: All of them.
+        per_node: Those of each node, in the order of ``Image.nodes``; 0 where a node needs no
+            code. The first one includes what invoke does before it.
+    """
+
+    total: int
+    per_node: tuple[int, ...]
+
+    @property
+    def overhead(self) -> int:
+        """What invoke does after its last node: restoring registers and returning."""
+        return self.total - sum(self.per_node)
+
+
+class CountPlan:
+    """What the plugin has to count for one image, and how its answers are read.
+
+    Args:
+        image: An image with the labels of ek_node_marks.h.
+
+    Raises:
+        BadInputError: The image lacks the symbols that tell where an inference is.
+    """
+
+    def __init__(self, image: Image) -> None:
+        symbols = read_symbols(image.elf)
+        try:
+            self._begin = symbols[f"{image.name}_invoke"]
+            self._end = symbols["ek_invoke_end"]
+        except KeyError as error:
+            raise BadInputError("lacks a symbol", where=image.elf, got=str(error)) from None
+        marks = (symbols.get(f"ek_after_node_{node.index}") for node in image.nodes)
+        self._marks = tuple(marks)
+
+    def emit(self) -> str:
+        """Returns the plan in the plugin's format."""
+        lines = [f"begin {self._begin:#x}", f"end {self._end:#x}"]
+        for number, address in enumerate(self._marks):
+            if address is not None:
+                lines.append(f"node {number} {address:#x}")
+        return "\n".join(lines) + "\n"
+
+    def parse(self, text: str) -> tuple[InstructionCount, ...]:
+        """Reads whole lines of the plugin's output, one inference a line.
+
+        Raises:
+            BoardError: A line is not what the plan leads to.
+        """
+        return tuple(self._parse_line(line) for line in text.splitlines())
+
+    def _parse_line(self, line: str) -> InstructionCount:
+        numbers = [int(word) for word in line.split()]
+        counted = iter(numbers[1:])
+        marked = sum(address is not None for address in self._marks)
+        if len(numbers) != 1 + marked:
+            raise BoardError(
+                "an inference did not pass all of its nodes",
+                got=f"{len(numbers) - 1} nodes",
+                allowed=str(marked),
+            )
+        per_node = tuple(0 if address is None else next(counted) for address in self._marks)
+        return InstructionCount(numbers[0], per_node)
+
+
+def build_plugin(qemu: str) -> Path:
+    """Returns the plugin's shared library for a QEMU, compiled if it is not in the cache.
+
+    Args:
+        qemu: The path of the QEMU program that will load it.
+
+    Raises:
+        ToolMissingError: The system has no C compiler.
+        BadInputError: The plugin does not compile, or the cache cannot be written.
+    """
+    api = _plugin_api(qemu)
+    text = _SOURCE.read_bytes() + f"{api} {platform.machine()} {_FLAGS}".encode()
+    library = _cache_directory() / f"count-{hashlib.sha256(text).hexdigest()[:16]}.so"
+    if library.is_file():
+        return library
+    compiler = shutil.which("cc")
+    if compiler is None:
+        raise ToolMissingError("cc is not installed", hint=install_hint(["gcc", "libc6-dev"]))
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(suffix=".so", dir=library.parent)
+        os.close(handle)
+        _compile_plugin(compiler, api, Path(temporary), library)
+    except OSError as error:
+        raise BadInputError(
+            f"cannot be written: {error.strerror}",
+            where=library.parent,
+            hint="set EDGEKILN_CACHE to a directory that can",
+        ) from None
+    return library
+
+
+def _compile_plugin(compiler: str, api: int, temporary: Path, library: Path) -> None:
+    command = [compiler, *_FLAGS, f"-DEK_PLUGIN_API={api}", str(_SOURCE), "-o", str(temporary)]
+    result = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if result.returncode != 0:
+        temporary.unlink(missing_ok=True)
+        raise BadInputError(f"does not compile: {first_error(result.stderr)}", where=_SOURCE)
+    os.replace(temporary, library)
+
+
+def _plugin_api(qemu: str) -> int:
+    """The plugin interface's version: QEMU 9 raised the oldest one that it takes to 2."""
+    result = subprocess.run(
+        [qemu, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    match = _VERSION.search(result.stdout)
+    return 2 if match and int(match[1]) >= 9 else 1
+
+
+def _cache_directory() -> Path:
+    if "EDGEKILN_CACHE" in os.environ:
+        return Path(os.environ["EDGEKILN_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "edgekiln"
