@@ -326,17 +326,16 @@ def plan_confusion(confusion: Confusion) -> ConfusionView:
 def plan_usages(results: Results) -> tuple[Usage, ...]:
     """Returns flash and RAM, each split into its parts."""
     facts = results.board_facts
-    fixed = results.ram_bytes - results.arena_bytes - results.stack_bytes
-    other = results.flash_bytes - results.flash_constants_bytes - results.flash_code_bytes
+    stack_bytes = results.stack_bytes or 0
     flash = [
-        ("model constants", results.flash_constants_bytes),
-        ("code", results.flash_code_bytes),
-        ("other", other),
+        ("weights and tables", results.flash_constants_bytes),
+        ("model code", results.flash_code_bytes - results.flash_app_bytes),
+        ("application and start-up", results.flash_app_bytes),
     ]
     ram = [
         ("arena", results.arena_bytes),
-        (".data and .bss", fixed),
-        ("stack, peak", results.stack_bytes),
+        ("variables", results.ram_bytes - results.arena_bytes - stack_bytes),
+        ("stack, measured peak", stack_bytes),
     ]
     return (
         _usage("Flash", results.flash_bytes, facts.flash_bytes, flash),

@@ -60,7 +60,7 @@ class BenchResult:
         flash_code_bytes: The rest of it.
         ram_bytes: Arena, .data, .bss and the measured peak of the stack.
         arena_bytes: All activations, input and output included.
-        stack_bytes: Measured peak of the stack.
+        stack_bytes: Measured peak of the stack, or None where it is not measured.
         per_node: The nodes in the order of execution.
         toolchain: The C compiler and its version.
         flags: The C compiler's flags.
@@ -78,7 +78,7 @@ class BenchResult:
     flash_code_bytes: int
     ram_bytes: int
     arena_bytes: int
-    stack_bytes: int
+    stack_bytes: int | None
     per_node: tuple[NodeCost, ...]
     toolchain: str
     flags: str
@@ -93,7 +93,7 @@ class BenchResult:
             ("flash_constants_bytes + flash_code_bytes is more than flash_bytes",
              self.flash_constants_bytes + self.flash_code_bytes, self.flash_bytes),
             ("arena_bytes + stack_bytes is more than ram_bytes",
-             self.arena_bytes + self.stack_bytes, self.ram_bytes),
+             self.arena_bytes + (self.stack_bytes or 0), self.ram_bytes),
         ]  # fmt: skip
         for what, part, whole in sizes:
             if part > whole:
@@ -286,6 +286,10 @@ class Results(BenchResult):
     """Everything that a deploy measured; the attributes of `BenchResult` come first.
 
     Attributes:
+        instructions_min: The fewest instructions that an inference took, or None.
+        instructions_max: The most instructions that an inference took, or None.
+        flash_app_bytes: The application, start-up code and drivers, a part of
+            `flash_code_bytes`.
         accuracy: Accuracy and equality in brief.
         oracle: ``tflm``, or None where TensorFlow Lite Micro could not be run.
         inputs: Where the inputs come from.
@@ -302,6 +306,9 @@ class Results(BenchResult):
         created: When the board ran, in UTC, as ISO 8601.
     """
 
+    instructions_min: int | None
+    instructions_max: int | None
+    flash_app_bytes: int
     accuracy: Accuracy
     oracle: str | None
     inputs: str

@@ -61,6 +61,7 @@ def test_verdict_and_figures(results: Results) -> None:
     assert "80.00 %" in text and "−10.00 pt" in text
     assert "dog as cat (3)" in text.replace("\N{NO-BREAK SPACE}", " ")
     assert "They are not clock cycles and not time" in text
+    assert "over all inputs 3,400 to 3,600" in text
     assert "ab" * 6 in text and "cd" * 32 in text
 
 
@@ -160,10 +161,16 @@ def test_a_class_without_samples_has_no_recall() -> None:
 
 
 def test_parts_add_up_to_the_whole(results: Results) -> None:
-    bigger = dataclasses.replace(results, flash_bytes=9100)
-    for usage in report.plan_usages(bigger):
-        assert sum(part.bytes for part in usage.parts) == usage.used_bytes
-        assert sum(part.percent for part in usage.parts) == pytest.approx(100)
+    for varied in (results, dataclasses.replace(results, stack_bytes=None, ram_bytes=1200)):
+        for usage in report.plan_usages(varied):
+            assert sum(part.bytes for part in usage.parts) == usage.used_bytes
+            assert sum(part.percent for part in usage.parts) == pytest.approx(100)
+
+
+def test_a_board_without_limits_has_no_gauge(results: Results) -> None:
+    facts = dataclasses.replace(results.board_facts, flash_bytes=None, ram_bytes=None)
+    assert "of the board's" in page_of(results).text
+    assert "of the board's" not in page_of(dataclasses.replace(results, board_facts=facts)).text
 
 
 def test_accuracy_axis_holds_every_point(results: Results) -> None:
