@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 
 from edgekiln import __version__
 from edgekiln.errors import BadInputError
-from edgekiln.export.emit_c import Program, constants_bytes, emit_files
+from edgekiln.export.emit import emit_files
+from edgekiln.export.emit.program import Program
+from edgekiln.export.emit.tables import Tables
 from edgekiln.export.interpret import run_graph
 from edgekiln.export.ir import Graph, Tensor
-from edgekiln.export.lower import lower_graph
+from edgekiln.export.lower import lower_graph, reverse
 from edgekiln.export.passes import run_passes
-from edgekiln.export.plan import alias_root, plan_memory
+from edgekiln.export.plan import alias_roots, plan_memory
 from edgekiln.export.targets import find_target
 from edgekiln.export.tflite_reader import read_tflite
 from edgekiln.files import new_directory, sha256_bytes, write_json, write_text
@@ -101,12 +103,14 @@ def compile_model(
     chosen = find_target(target)
     graph = run_passes(read_tflite(data, where or name))
     outside = (*graph.inputs, *graph.outputs) if io == "separate" else ()
-    root = alias_root(graph, outside)
+    root = alias_roots(graph, outside)
+    nodes = lower_graph(graph, chosen, root)
+    plan = plan_memory(graph, root, nodes, outside)
     program = Program(
         name=name,
         graph=graph,
-        nodes=lower_graph(graph, chosen, root),
-        plan=plan_memory(graph, outside),
+        nodes=tuple(reverse(n) if i in plan.backwards else n for i, n in enumerate(nodes)),
+        plan=plan,
         root=root,
         target=target,
         optimize=optimize,
@@ -162,13 +166,22 @@ def _golden_pair(
     tensors = [graph.tensor(index) for index in graph.inputs]
     if golden_input is None:
         generator = np.random.default_rng(0)
-        inputs = [generator.integers(-128, 128, t.shape).astype(np.int8) for t in tensors]
+        inputs = [_random_value(generator, tensor) for tensor in tensors]
     else:
         given = [golden_input] if isinstance(golden_input, np.ndarray) else list(golden_input)
         inputs = [_shaped(value, tensor) for value, tensor in zip(given, tensors, strict=False)]
     outputs = run_graph(graph, inputs)
-    names = program.input_names() + program.output_names()
-    return dict(zip(names, [*inputs, *outputs], strict=True))
+    return dict(zip([name for name, _ in program.io()], [*inputs, *outputs], strict=True))
+
+
+def _random_value(generator: np.random.Generator, tensor: Tensor) -> Array:
+    dtype = np.dtype(tensor.dtype.value)
+    if dtype.kind == "f":
+        return generator.standard_normal(tensor.shape).astype(dtype)
+    if dtype.kind == "b":
+        return generator.integers(0, 2, tensor.shape).astype(dtype)
+    bounds = np.iinfo(dtype)
+    return generator.integers(bounds.min, bounds.max, tensor.shape, dtype, endpoint=True)
 
 
 def _shaped(value: Array, tensor: Tensor) -> Array:
@@ -191,8 +204,10 @@ def _report(program: Program, files: dict[str, str], model_bytes: int, io: str) 
         "model_bytes": model_bytes,
         "arena_bytes": plan.arena_bytes + outside_bytes,
         "arena_bound_bytes": plan.bound_bytes + outside_bytes,
+        "live_set_bytes": plan.live_set_bytes + outside_bytes,
+        "state_bytes": program.state_bytes,
         "peak_node": {"index": peak.index, "op": peak.name} if peak else None,
-        "constants_bytes": constants_bytes(program),
+        "constants_bytes": Tables(program).bytes,
         "macs": program.macs,
         "inputs": described[:inputs],
         "outputs": described[inputs:],
@@ -221,12 +236,12 @@ def _report(program: Program, files: dict[str, str], model_bytes: int, io: str) 
         "buffers": [
             {
                 "tensors": list(b.tensors),
-                "offset": plan.offsets[b.tensors[0]],
+                "offset": start,
                 "bytes": b.bytes,
                 "first": b.first,
                 "last": b.last,
             }
-            for b in plan.buffers
+            for b, start in zip(plan.buffers, plan.starts, strict=True)
         ],
         "files": {name: sha256_bytes(text.encode()) for name, text in sorted(files.items())},
     }
@@ -237,8 +252,8 @@ def _describe_io(program: Program, tensor: Tensor) -> dict[str, Any]:
         "name": tensor.name,
         "shape": list(tensor.shape),
         "dtype": tensor.dtype.value,
-        "scale": tensor.q.scale,
-        "zero_point": tensor.q.zero_point,
+        "scale": None if tensor.quantization is None else tensor.q.scale,
+        "zero_point": None if tensor.quantization is None else tensor.q.zero_point,
         "bytes": tensor.bytes,
         "offset": program.plan.offsets.get(tensor.index),
     }

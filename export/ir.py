@@ -21,6 +21,25 @@ if TYPE_CHECKING:
     from edgekiln.export.ops.base import Op
 
 
+_C_TYPES = {
+    "int8": "int8_t",
+    "uint8": "uint8_t",
+    "int16": "int16_t",
+    "int32": "int32_t",
+    "int64": "int64_t",
+    "uint16": "uint16_t",
+    "uint32": "uint32_t",
+    "float32": "float",
+    "float64": "double",
+    "bool": "uint8_t",
+}
+
+
+def c_type_of(array: NDArray[Any]) -> str:
+    """Returns the C type of an array's elements."""
+    return _C_TYPES[array.dtype.name]
+
+
 class DType(enum.Enum):
     """The element types that a tensor can have. The value is numpy's name."""
 
@@ -38,6 +57,11 @@ class DType(enum.Enum):
     def bytes(self) -> int:
         """Size of one element in bytes."""
         return np.dtype(self.value).itemsize
+
+    @property
+    def c_type(self) -> str:
+        """The C type of one element."""
+        return _C_TYPES[self.value]
 
 
 @dataclass(frozen=True)
@@ -81,6 +105,7 @@ class Tensor:
         dtype: Type of its elements.
         quantization: None when it carries none.
         data: The constant's value in ``shape`` (read-only), or None for an activation.
+        is_variable: Whether the value is kept from one inference to the next.
     """
 
     index: int
@@ -89,6 +114,7 @@ class Tensor:
     dtype: DType
     quantization: Quantization | None = None
     data: NDArray[Any] | None = None
+    is_variable: bool = False
 
     @property
     def elements(self) -> int:
@@ -130,6 +156,7 @@ class Graph:
         ops: In running order.
         inputs: Indices of the model's inputs, in the model's order.
         outputs: Indices of the model's outputs, in the model's order.
+        initial: Value of each state before the first inference, by tensor index.
     """
 
     name: str
@@ -137,10 +164,15 @@ class Graph:
     ops: tuple[Op, ...] = field(repr=False)
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    initial: Mapping[int, NDArray[Any]] = field(default_factory=dict, repr=False)
 
     def tensor(self, index: int) -> Tensor:
         """Returns the tensor with this index."""
         return self.tensors[index]
+
+    def states(self) -> tuple[int, ...]:
+        """Returns the indices of the variables that operators use, in order of first use."""
+        return tuple(dict.fromkeys(t for op in self.ops for t in op.states(self)))
 
     def activations(self) -> tuple[int, ...]:
         """Returns the indices of all tensors that exist only while the model runs."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from edgekiln.errors import UnsupportedOpError
 from edgekiln.export.ir import Graph
-from edgekiln.export.ops.base import Kernel, KernelCall, Op
+from edgekiln.export.ops.base import Kernel, KernelCall, Op, Overlap, Scratch
 from edgekiln.export.targets import Target
 
 
@@ -18,11 +19,18 @@ class Node:
         op: The operator.
         kernel: Name of the kernel; "" when nothing needs to run.
         calls: What runs, in order.
+        overlap: How the output may lie over each input tensor.
     """
 
     op: Op
     kernel: str
     calls: tuple[KernelCall, ...]
+    overlap: Mapping[int, Overlap]
+
+    @property
+    def scratch(self) -> tuple[Scratch, ...]:
+        """The working memory of all its calls."""
+        return tuple(scratch for call in self.calls for scratch in call.scratch)
 
 
 def select_kernel(op: Op, graph: Graph, target: Target) -> Kernel:
@@ -39,7 +47,7 @@ def select_kernel(op: Op, graph: Graph, target: Target) -> Kernel:
     return min(usable, key=lambda kernel: kernel.cost(op, graph))
 
 
-def lower_graph(graph: Graph, target: Target, root: dict[int, int]) -> tuple[Node, ...]:
+def lower_graph(graph: Graph, target: Target, root: Mapping[int, int]) -> tuple[Node, ...]:
     """Lowers all nodes.
 
     Args:
@@ -50,14 +58,35 @@ def lower_graph(graph: Graph, target: Target, root: dict[int, int]) -> tuple[Nod
     return tuple(_lower_op(op, graph, target, root) for op in graph.ops)
 
 
-def _lower_op(op: Op, graph: Graph, target: Target, root: dict[int, int]) -> Node:
+def _lower_op(op: Op, graph: Graph, target: Target, root: Mapping[int, int]) -> Node:
     if op.aliases_input:
         source, result = op.inputs[0], op.outputs[0]
         if root.get(source) == root[result]:
-            return Node(op, "", ())
-        size = graph.tensor(result).bytes
-        scalars = {"rows": 1, "row_bytes": size, "output_row_bytes": size}
-        call = KernelCall("ek_copy_rows", "ek_copy_rows.h", scalars, {}, (source,), result)
-        return Node(op, "copy_rows", (call,))
+            return Node(op, "", (), {})
+        return Node(op, "copy_rows", (copy_call(graph, source, result),), {})
     kernel = select_kernel(op, graph, target)
-    return Node(op, kernel.name, kernel.lower(op, graph))
+    overlap: dict[int, Overlap] = {}
+    for position, found in kernel.overlap(op, graph).items():
+        tensor = op.inputs[position]
+        overlap[tensor] = _both(overlap.get(tensor, found), found)
+    return Node(op, kernel.name, kernel.lower(op, graph), overlap)
+
+
+def _both(a: Overlap, b: Overlap) -> Overlap:
+    after = None if a.after is None or b.after is None else max(a.after, b.after)
+    return Overlap(max(a.before, b.before), after)
+
+
+def reverse(node: Node) -> Node:
+    """Returns the node with its kernel running backwards."""
+    calls = tuple(replace(c, scalars={**c.scalars, "reverse": 1}) for c in node.calls)
+    return replace(node, calls=calls)
+
+
+def copy_call(graph: Graph, source: int, result: int) -> KernelCall:
+    """Returns the call that copies one tensor's bytes to another of the same size."""
+    size = graph.tensor(result).bytes
+    scalars = {"rows": 1, "row_bytes": size, "output_row_bytes": size}
+    return KernelCall(
+        "ek_copy_rows", "ek_copy_rows.h", scalars, {}, (source,), result, bytewise=True
+    )

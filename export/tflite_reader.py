@@ -164,6 +164,7 @@ class _ModelReader:
             ops,
             self.indices(subgraph.Inputs, subgraph.InputsLength(), count, "model inputs"),
             self.indices(subgraph.Outputs, subgraph.OutputsLength(), count, "model outputs"),
+            {i: _initial_value(tensor) for i, tensor in tensors.items() if tensor.is_variable},
         )
 
     def indices(
@@ -236,7 +237,9 @@ class _ModelReader:
             )
         dtype = self.read_dtype(tensor.Type(), where)
         data = self.read_data(tensor.Buffer(), shape, dtype, where)
-        return Tensor(index, name, shape, dtype, self.read_quantization(tensor, where), data)
+        quantization = self.read_quantization(tensor, where)
+        is_variable = bool(tensor.IsVariable()) and data is None
+        return Tensor(index, name, shape, dtype, quantization, data, is_variable)
 
     def read_dtype(self, number: int, where: str) -> DType:
         from tflite.TensorType import TensorType
@@ -298,3 +301,10 @@ class _ModelReader:
         if any(not -(2**15) <= z < 2**16 for z in found):
             raise BadModelError("zero point", where=where, got=found[:4])
         return found if len(found) == count else found * count
+
+
+def _initial_value(tensor: Tensor) -> NDArray[Any]:
+    """Returns a variable's value before the first inference (``ResetTensorData``)."""
+    of_int8 = tensor.dtype is DType.INT8 and tensor.quantization is not None
+    fill = tensor.q.zero_point if of_int8 else 0
+    return np.full(tensor.shape, fill, tensor.dtype.value)

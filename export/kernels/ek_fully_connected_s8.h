@@ -5,7 +5,8 @@
  * bias     int32 [output_channels], less input_zero_point * sum(filter) of the channel
  * output   int8 [rows, output_channels]
  * Rounding: ek_scale, per channel or with one multiplier for all (per_channel 0).
- * Order: rows in memory order; a row's outputs are written while its inputs are still read.
+ * Order: rows in memory order, or from the last to the first (reverse 1); a row's outputs are
+ * written in memory order while its inputs are still read.
  */
 #ifndef EK_FULLY_CONNECTED_S8_H
 #define EK_FULLY_CONNECTED_S8_H
@@ -13,6 +14,7 @@
 #include "ek_common.h"
 
 typedef struct {
+    int32_t reverse;
     int32_t rows;
     int32_t input_channels;
     int32_t output_channels;
@@ -30,17 +32,18 @@ typedef struct {
 static EK_INLINE void ek_fully_connected_s8(const ek_fully_connected_s8_params *p,
                                             const int8_t *input, int8_t *output)
 {
-    for (int32_t row = 0; row < p->rows; ++row) {
+    for (int32_t i = 0; i < p->rows; ++i) {
+        const int32_t row = p->reverse ? p->rows - 1 - i : i;
+        const int8_t *x = input + row * p->input_channels;
         const int8_t *w = p->filter;
+        int8_t *y = output + row * p->output_channels;
         for (int32_t channel = 0; channel < p->output_channels; ++channel) {
             const int32_t table = p->per_channel ? channel : 0;
-            const int32_t acc = ek_dot_s8(input, w, p->input_channels, p->bias[channel]);
-            *output++ =
-                ek_requantize_s8(acc, p->multiplier[table], p->shift[table], p->shifts_left,
-                                 p->output_zero_point, p->activation_min, p->activation_max);
+            const int32_t acc = ek_dot_s8(x, w, p->input_channels, p->bias[channel]);
+            *y++ = ek_requantize_s8(acc, p->multiplier[table], p->shift[table], p->shifts_left,
+                                    p->output_zero_point, p->activation_min, p->activation_max);
             w += p->input_channels;
         }
-        input += p->input_channels;
     }
 }
 

@@ -15,7 +15,7 @@ from edgekiln.export.fixed_point import (
 )
 from edgekiln.export.ir import Graph
 from edgekiln.export.ops.activation import Activation, activation_range
-from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, as_int64
+from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, as_int64, overlap_in_place
 from edgekiln.export.ops.convolution import check_clamp
 
 if TYPE_CHECKING:
@@ -105,4 +105,4 @@ def _cost(op: Add, graph: Graph) -> float:
     return 45.0 * op.output(graph).elements
 
 
-Add.kernels = (Kernel("add_s8", _lower, _cost),)
+Add.kernels = (Kernel("add_s8", _lower, _cost, overlap=overlap_in_place),)

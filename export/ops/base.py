@@ -19,34 +19,98 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
+@dataclass(frozen=True)
+class Scratch:
+    """Working memory that a kernel needs while it runs.
+
+    Attributes:
+        dtype: Type of its elements.
+        elements: How many.
+    """
+
+    dtype: DType
+    elements: int
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return self.elements * self.dtype.bytes
+
+
 @dataclass(frozen=True, eq=False)
 class KernelCall:
     """One call of a C kernel, with all that the kernel must know ahead of time.
 
     The kernel ``ek_<name>`` stands in ``kernels/<header>`` and has the signature
-    ``(const ek_<name>_params *p, const int8_t *input…, int8_t *output)``. Its params struct
-    holds the keys of ``scalars`` as int32_t and the keys of ``arrays`` as pointers, in this order.
+    ``(const ek_<name>_params *p, const T *input…, T *output, T *state…, T *scratch…)``, each T
+    the C type of that tensor. Its params struct holds the keys of ``scalars`` (int32_t, or
+    float for a Python float) and the keys of ``arrays`` as pointers, in this order.
 
     Attributes:
         kernel: The C function's name.
         header: The header that defines it.
-        scalars: int32 parameters.
-        arrays: Constant tables, 1-D int8, int16 or int32.
-        inputs: Tensor indices of the pointer arguments.
-        output: Tensor index of the output pointer.
-        output_offset_bytes: Added to the output pointer.
+        scalars: Parameters.
+        arrays: Constant tables, 1-D.
+        inputs: Tensor indices of the input pointers; constants are passed as tables.
+        output: Tensor index of the output pointer; None when only states are written.
+        input_offsets: Elements to add to each input pointer; () for none.
+        output_offset: Elements to add to the output pointer.
+        states: Tensor indices of the variables it reads and writes.
+        scratch: Working memory.
         specialise: Scalars that are worth a copy of the kernel each: with ``--optimize
             balanced`` only nodes that agree on them share a function.
+        bytewise: The kernel moves bytes: it takes ``int8_t`` pointers whatever the tensors'
+            types, and offsets are in bytes.
     """
 
     kernel: str
     header: str
-    scalars: Mapping[str, int]
+    scalars: Mapping[str, int | float]
     arrays: Mapping[str, Array]
     inputs: tuple[int, ...]
-    output: int
-    output_offset_bytes: int = 0
+    output: int | None
+    input_offsets: tuple[int, ...] = ()
+    output_offset: int = 0
+    states: tuple[int, ...] = ()
+    scratch: tuple[Scratch, ...] = ()
     specialise: tuple[str, ...] = ()
+    bytewise: bool = False
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How an output may lie over an input that is read for the last time.
+
+    Proved from the kernel's order of reads and writes: no byte of the input is overwritten
+    before it was read for the last time when the output begins at least ``before`` bytes
+    before the input, or, with the kernel running backwards, at least ``after`` bytes after it.
+
+    Attributes:
+        before: Distance in bytes for the kernel as it is; 0 allows the same place.
+        after: Distance in bytes for the kernel with its scalar ``reverse`` set to 1; None
+            when it has no such scalar.
+    """
+
+    before: int
+    after: int | None = None
+
+
+Overlaps = Mapping[int, Overlap]
+"""By position of the input."""
+
+
+def no_overlap(op: Any, graph: Graph) -> Overlaps:
+    """The overlap of a kernel that promises nothing about its order of reads and writes."""
+    return {}
+
+
+def overlap_in_place(op: Any, graph: Graph) -> Overlaps:
+    """The overlap of a kernel that writes element i after it has read element i of each input.
+
+    The tensors' elements have the same size, and both are gone through in memory order.
+    """
+    size = op.output(graph).bytes
+    return {p: Overlap(0) for p, t in enumerate(op.inputs) if graph.tensor(t).bytes == size}
 
 
 @dataclass(frozen=True)
@@ -55,10 +119,11 @@ class Kernel:
 
     Attributes:
         name: For the report.
-        features: Target features it needs.
-        accepts: Tells whether it can compute this operator.
         lower: Turns the operator into calls.
         cost: Estimates its instructions for this operator; the cheapest kernel wins.
+        features: Target features it needs.
+        accepts: Tells whether it can compute this operator.
+        overlap: How the output may lie over each input.
     """
 
     name: str
@@ -66,6 +131,7 @@ class Kernel:
     cost: Callable[[Any, Graph], float]
     features: frozenset[str] = frozenset()
     accepts: Callable[[Any, Graph], bool] = lambda _op, _graph: True
+    overlap: Callable[[Any, Graph], Overlaps] = no_overlap
 
 
 @dataclass(frozen=True)
@@ -108,10 +174,11 @@ class Op:
 
         Args:
             graph: The graph it belongs to.
-            inputs: Values of all inputs; None for an absent optional input.
+            inputs: Values of all inputs, states among them; None for an absent optional one.
 
         Returns:
-            Values of all outputs, with the tensors' dtypes and shapes.
+            Values of all outputs, with the tensors' dtypes and shapes, then the new values of
+            all states, in the order of `states`.
         """
         raise AssertionError(f"{type(self).__name__} has no definition")
 
@@ -129,7 +196,15 @@ class Op:
 
     def activation_inputs(self, graph: Graph) -> tuple[int, ...]:
         """Returns the inputs that exist only while the model runs."""
-        return tuple(t for t in self.inputs if t >= 0 and not graph.tensor(t).is_constant)
+        return tuple(
+            t
+            for t in self.inputs
+            if t >= 0 and not graph.tensor(t).is_constant and not graph.tensor(t).is_variable
+        )
+
+    def states(self, graph: Graph) -> tuple[int, ...]:
+        """Returns the variables that it reads or writes."""
+        return tuple(t for t in self.inputs if t >= 0 and graph.tensor(t).is_variable)
 
     def input(self, graph: Graph, position: int) -> Tensor:
         """Returns the input at a position where the operator must have one."""

@@ -81,7 +81,16 @@ def _lower(op: Concatenation, graph: Graph) -> tuple[KernelCall, ...]:
             "output_row_bytes": output_row,
         }
         calls.append(
-            KernelCall("ek_copy_rows", "ek_copy_rows.h", scalars, {}, (index,), y.index, offset)
+            KernelCall(
+                "ek_copy_rows",
+                "ek_copy_rows.h",
+                scalars,
+                {},
+                (index,),
+                y.index,
+                output_offset=offset,
+                bytewise=True,
+            )
         )
         offset += row
     return tuple(calls)

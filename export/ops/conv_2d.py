@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgekiln.export.ir import Graph
 from edgekiln.export.ops.activation import Activation, activation_range
-from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, as_int64
+from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, Overlaps, as_int64
 from edgekiln.export.ops.convolution import (
     bias_and_input_offset,
     bias_values,
@@ -19,6 +19,7 @@ from edgekiln.export.ops.convolution import (
     check_clamp,
     check_weights,
     matrix_call,
+    matrix_overlap,
     output_scalars,
     per_channel_requantization,
 )
@@ -27,6 +28,7 @@ from edgekiln.export.ops.windows import (
     Window,
     check_windows,
     extract_windows,
+    window_overlap,
     window_scalars,
     windows_read_padding,
 )
@@ -185,7 +187,21 @@ def _cost_pointwise(op: Conv2D, graph: Graph) -> float:
     return 5.0 * op.macs(graph) + 30.0 * op.output(graph).elements
 
 
+def _overlap_general(op: Conv2D, graph: Graph) -> Overlaps:
+    return window_overlap(op, graph, op.windows(graph), channelwise=False)
+
+
+def _overlap_pointwise(op: Conv2D, graph: Graph) -> Overlaps:
+    return matrix_overlap(op, graph, op.output(graph).elements // op.output(graph).shape[3])
+
+
 Conv2D.kernels = (
-    Kernel("conv_2d_s8", _lower_general, _cost_general),
-    Kernel("fully_connected_s8", _lower_pointwise, _cost_pointwise, accepts=_is_pointwise),
+    Kernel("conv_2d_s8", _lower_general, _cost_general, overlap=_overlap_general),
+    Kernel(
+        "fully_connected_s8",
+        _lower_pointwise,
+        _cost_pointwise,
+        accepts=_is_pointwise,
+        overlap=_overlap_pointwise,
+    ),
 )

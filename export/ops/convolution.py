@@ -16,7 +16,7 @@ from edgekiln.export.fixed_point import (
 )
 from edgekiln.export.ir import DType, Graph, Tensor
 from edgekiln.export.ops.activation import CLAMPS, Activation, activation_range
-from edgekiln.export.ops.base import Array, KernelCall, Op, as_int64
+from edgekiln.export.ops.base import Array, KernelCall, Op, Overlap, Overlaps, as_int64
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +181,7 @@ def matrix_call(
     matrix = as_int64(weights.data).reshape(-1, depth)
     bias, _ = bias_and_input_offset(op, graph, matrix, padded=False)
     scalars = {
+        "reverse": 0,
         "rows": rows,
         "input_channels": depth,
         "output_channels": matrix.shape[0],
@@ -196,3 +197,21 @@ def matrix_call(
         specialise=("per_channel", "shifts_left"),
     )
     return (call,)
+
+
+def matrix_overlap(op: Op, graph: Graph, rows: int) -> Overlaps:
+    """Proves how far from its input the output of a matrix product has to begin.
+
+    Row r of the output is written while row r of the input is still being read, its last
+    element when only later rows are left. With I inputs and O outputs a row, forwards
+    rO + O - 1 <= rI and (r + 1)O <= (r + 1)I must hold. Backwards, row r must lie behind all of
+    input row r: rO >= (r + 1)I. All are linear in r, so that the first and the last row decide.
+    """
+    x, y = op.input(graph, 0), op.output(graph)
+    inputs, outputs = x.elements // rows, y.elements // rows
+    last = rows - 1
+    while_reading = max(outputs - 1, last * (outputs - inputs) + outputs - 1)
+    between = max(0, last * (outputs - inputs))
+    after = max(inputs, last * (inputs - outputs) + inputs)
+    size = x.dtype.bytes
+    return {0: Overlap(max(while_reading, between) * size, after * size)}

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgekiln.export.ir import Graph
 from edgekiln.export.ops.activation import Activation, activation_range
-from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, as_int64
+from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, Overlaps, as_int64
 from edgekiln.export.ops.convolution import (
     bias_and_input_offset,
     bias_values,
@@ -25,6 +25,7 @@ from edgekiln.export.ops.windows import (
     Window,
     check_windows,
     extract_windows,
+    window_overlap,
     window_scalars,
     windows_read_padding,
 )
@@ -165,4 +166,9 @@ def _cost(op: DepthwiseConv2D, graph: Graph) -> float:
     return 9.0 * op.macs(graph) + 40.0 * op.output(graph).elements
 
 
-DepthwiseConv2D.kernels = (Kernel("depthwise_conv_2d_s8", _lower, _cost),)
+def _overlap(op: DepthwiseConv2D, graph: Graph) -> Overlaps:
+    channelwise = op.output(graph).shape[3] == op.input(graph, 0).shape[3]
+    return window_overlap(op, graph, op.windows(graph), channelwise)
+
+
+DepthwiseConv2D.kernels = (Kernel("depthwise_conv_2d_s8", _lower, _cost, overlap=_overlap),)

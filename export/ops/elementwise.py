@@ -21,7 +21,7 @@ from edgekiln.export.fixed_point import (
 )
 from edgekiln.export.ir import Graph, Tensor
 from edgekiln.export.ops.activation import quantize_f32
-from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, as_int64
+from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, as_int64, overlap_in_place
 
 _INTEGER_BITS = 4
 """Integer bits of the fixed-point argument of the sigmoid and the hyperbolic tangent."""
@@ -231,11 +231,11 @@ def _cost_rescale(op: Elementwise, graph: Graph) -> float:
     return 22.0 * op.output(graph).elements
 
 
-_TABLE = Kernel("lookup_s8", _lower_table, _cost_table)
-_RESCALE = Kernel("rescale_s8", _lower_rescale, _cost_rescale)
+_TABLE = Kernel("lookup_s8", _lower_table, _cost_table, overlap=overlap_in_place)
+_RESCALE = Kernel("rescale_s8", _lower_rescale, _cost_rescale, overlap=overlap_in_place)
 
 Logistic.kernels = (_TABLE,)
 Tanh.kernels = (_TABLE,)
 Quantize.kernels = (_RESCALE,)
 Relu.kernels = (_RESCALE,)
-Relu6.kernels = (Kernel("clip_s8", _lower_clip, _cost_table),)
+Relu6.kernels = (Kernel("clip_s8", _lower_clip, _cost_table, overlap=overlap_in_place),)

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgekiln.export.ir import Graph
 from edgekiln.export.ops.activation import Activation, activation_range
-from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, as_int64
+from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, Overlaps, as_int64
 from edgekiln.export.ops.convolution import (
     Requantization,
     bias_values,
@@ -18,6 +18,7 @@ from edgekiln.export.ops.convolution import (
     check_clamp,
     check_weights,
     matrix_call,
+    matrix_overlap,
     per_channel_requantization,
     per_tensor_requantization,
 )
@@ -105,4 +106,8 @@ def _cost(op: FullyConnected, graph: Graph) -> float:
     return 5.0 * op.macs(graph) + 30.0 * op.output(graph).elements
 
 
-FullyConnected.kernels = (Kernel("fully_connected_s8", _lower, _cost),)
+def _overlap(op: FullyConnected, graph: Graph) -> Overlaps:
+    return matrix_overlap(op, graph, op.rows(graph))
+
+
+FullyConnected.kernels = (Kernel("fully_connected_s8", _lower, _cost, overlap=_overlap),)

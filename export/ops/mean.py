@@ -14,7 +14,7 @@ from edgekiln.export.fixed_point import (
     quantize_multiplier,
 )
 from edgekiln.export.ir import DType, Graph
-from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, as_int64
+from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, Overlap, Overlaps, as_int64
 
 if TYPE_CHECKING:
     from edgekiln.export.tflite_reader import OperatorReader
@@ -108,4 +108,9 @@ def _cost(op: Mean, graph: Graph) -> float:
     return 5.0 * op.input(graph, 0).elements + 30.0 * op.output(graph).elements
 
 
-Mean.kernels = (Kernel("mean_s8", _lower, _cost),)
+def _overlap(op: Mean, graph: Graph) -> Overlaps:
+    """Output (o, i) is written when only inputs after the i-th of block o are left."""
+    return {0: Overlap(0)}
+
+
+Mean.kernels = (Kernel("mean_s8", _lower, _cost, overlap=_overlap),)

@@ -9,13 +9,14 @@ import numpy as np
 
 from edgekiln.export.ir import Graph
 from edgekiln.export.ops.activation import Activation, activation_range
-from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, as_int64
+from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, Overlaps, as_int64
 from edgekiln.export.ops.convolution import check_clamp
 from edgekiln.export.ops.windows import (
     Padding,
     Window,
     check_windows,
     extract_windows,
+    window_overlap,
     window_scalars,
 )
 
@@ -140,5 +141,9 @@ def _cost(op: Pool2D, graph: Graph) -> float:
     return op.output(graph).elements * (20.0 + 6.0 * op.filter_h * op.filter_w)
 
 
-AveragePool2D.kernels = (Kernel("average_pool_2d_s8", _lower, _cost),)
-MaxPool2D.kernels = (Kernel("max_pool_2d_s8", _lower, _cost),)
+def _overlap(op: Pool2D, graph: Graph) -> Overlaps:
+    return window_overlap(op, graph, op.windows(), channelwise=True)
+
+
+AveragePool2D.kernels = (Kernel("average_pool_2d_s8", _lower, _cost, overlap=_overlap),)
+MaxPool2D.kernels = (Kernel("max_pool_2d_s8", _lower, _cost, overlap=_overlap),)

@@ -19,7 +19,7 @@ from edgekiln.export.fixed_point import (
     wrap_int32,
 )
 from edgekiln.export.ir import Graph
-from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, as_int64
+from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, as_int64, overlap_in_place
 from edgekiln.export.ops.elementwise import check_output_quantization
 
 if TYPE_CHECKING:
@@ -100,4 +100,4 @@ def _cost(op: Softmax, graph: Graph) -> float:
     return 250.0 * op.output(graph).elements
 
 
-Softmax.kernels = (Kernel("softmax_s8", _lower, _cost),)
+Softmax.kernels = (Kernel("softmax_s8", _lower, _cost, overlap=overlap_in_place),)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln.export.ir import Graph, Tensor
-from edgekiln.export.ops.base import Op
+from edgekiln.export.ops.base import Op, Overlap, Overlaps
 
 
 class Padding(enum.Enum):
@@ -120,6 +120,47 @@ def check_windows(op: Op, graph: Graph, windows: tuple[Window, Window], channels
     )
     if y.shape != expected:
         op.reject(graph, f"shape of '{y.name}'", y.shape, expected)
+
+
+def window_overlap(
+    op: Op, graph: Graph, windows: tuple[Window, Window], channelwise: bool
+) -> Overlaps:
+    """Proves how far before its input the output of a window kernel has to begin.
+
+    The kernel goes through the output pixels in memory order. Let R(p) be the lowest address
+    that it reads for pixel p or a later one. All channels of pixel p but the last are written
+    while the window of p is still being read, the last when only pixels after p are left:
+    with C output channels, pC + C - 1 <= R(p) and (p + 1)C <= R(p + 1) must hold. A channelwise
+    kernel never comes back to a channel, so that the second condition suffices.
+
+    Args:
+        op: The operator; input 0 and output 0 are [1, H, W, C].
+        graph: Its graph.
+        windows: The windows over height and width.
+        channelwise: Whether output channel c is computed from input channel c alone.
+
+    Returns:
+        What `edgekiln.export.ops.base.Kernel.overlap` returns.
+    """
+    x, y = op.input(graph, 0), op.output(graph)
+    if x.shape[0] != 1:
+        return {}
+    rows = _first_read(windows[0], x.shape[1], y.shape[1])
+    columns = _first_read(windows[1], x.shape[2], y.shape[2])
+    first = ((rows[:, None] * x.shape[2] + columns) * x.shape[3]).reshape(-1)
+    lowest = np.minimum.accumulate(first[::-1])[::-1]
+    pixels = np.arange(lowest.size + 1) * y.shape[3]
+    distance = int((pixels[1:-1] - lowest[1:]).max(initial=0))
+    if not channelwise:
+        distance = max(distance, int((pixels[:-1] + y.shape[3] - 1 - lowest).max()))
+    return {0: Overlap(distance * x.dtype.bytes)}
+
+
+def _first_read(window: Window, size: int, outputs: int) -> NDArray[np.int64]:
+    """Returns the first position inside of the input that each output reads."""
+    origin = np.arange(outputs) * window.stride - window.pad_before(size, outputs)
+    taps = np.where(origin < 0, -(origin // window.dilation), 0)
+    return np.minimum(origin + taps * window.dilation, size - 1)
 
 
 def window_scalars(x: Tensor, y: Tensor, windows: tuple[Window, Window]) -> dict[str, int]:

@@ -144,7 +144,7 @@ def test_freestanding_code_needs_only_mem_functions(tmp_path: Path) -> None:
 def test_the_report_describes_the_bundle() -> None:
     compiled = compile_model(model_bytes("digits_cnn_int8"), name="model")
     report = compiled.report
-    assert report["arena_bytes"] == report["arena_bound_bytes"]
+    assert report["arena_bound_bytes"] <= report["arena_bytes"] < report["live_set_bytes"]
     assert report["macs"] == sum(node["macs"] for node in report["nodes"])
     assert set(report["files"]) == set(compiled.files)
     assert [i["shape"] for i in report["inputs"]] == [[1, 8, 8, 1]]

@@ -1,0 +1,50 @@
+"""Numbers and arrays as C literals."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from typing import Any
+
+from numpy.typing import NDArray
+
+from edgekiln.export.ir import c_type_of
+
+
+def c_int(value: int) -> str:
+    """Writes an integer so that no compiler warns about its range."""
+    if value == -(2**63):
+        return "INT64_MIN"
+    if value == -(2**31):
+        return "INT32_MIN"
+    return str(int(value)) if -(2**31) < value < 2**31 else f"INT64_C({value})"
+
+
+def c_float(value: float) -> str:
+    """Writes a float32 so that a C compiler reads the same one."""
+    if not math.isfinite(value):
+        raise AssertionError(f"{value} has no literal in C")
+    text = f"{value:.9g}"
+    return text + ("f" if "." in text or "e" in text else ".0f")
+
+
+def c_scalar(value: int | float) -> str:
+    """Writes a kernel's parameter."""
+    return c_float(value) if isinstance(value, float) else c_int(value)
+
+
+def c_declaration(name: str, array: NDArray[Any]) -> str:
+    """Declares a constant array."""
+    return f"const {c_type_of(array)} {name}[{array.size}]"
+
+
+def c_array(declaration: str, array: NDArray[Any]) -> list[str]:
+    """Defines a constant array."""
+    literal = c_float if array.dtype.kind == "f" else c_int
+    values = ", ".join(map(literal, array.reshape(-1).tolist()))
+    return [
+        f"{declaration} = {{",
+        textwrap.fill(values, 98, initial_indent="    ", subsequent_indent="    "),
+        "};",
+        "",
+    ]
