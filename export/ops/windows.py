@@ -160,7 +160,8 @@ def _first_read(window: Window, size: int, outputs: int) -> NDArray[np.int64]:
     """Returns the first position inside of the input that each output reads."""
     origin = np.arange(outputs) * window.stride - window.pad_before(size, outputs)
     taps = np.where(origin < 0, -(origin // window.dilation), 0)
-    return np.minimum(origin + taps * window.dilation, size - 1)
+    first: NDArray[np.int64] = np.minimum(origin + taps * window.dilation, size - 1)
+    return first
 
 
 def window_scalars(x: Tensor, y: Tensor, windows: tuple[Window, Window]) -> dict[str, int]:
