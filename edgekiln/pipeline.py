@@ -134,20 +134,56 @@ def bench_model(model: str, board: str, build: Path, optimize: str = "balanced")
     return measure_few(work.name, image, chosen, work.host_bundle, few)
 
 
-def build_image(model: str, board: str, build: Path, optimize: str = "balanced") -> Image:
-    """Makes the image that `deploy` runs. Arguments as for `deploy`.
+def flash(model: str, board: str, build: Path, optimize: str = "balanced") -> Image:
+    """Makes the image that `deploy` runs, and boots it once.
 
-    Raises:
-        BadInputError: MODEL or BOARD is not known, or the model cannot be compiled.
-        DoesNotFitError: The model is larger than the board's flash or RAM.
-        ToolMissingError: A compiler is missing.
+    An emulator keeps no image: it is handed the file each time it starts. What is proved here
+    is that the image boots there and answers one input as the generated C does on the host.
+
+    Args and errors as for `deploy`.
+
+    Returns:
+        The image.
     """
+    from edgekiln.bench.inputs import read_inputs_file
+    from edgekiln.bench.measure import measure_few
     from edgekiln.firmware.boards import load_board
 
     chosen = load_board(board)
     work = find_model(model, build, optimize)
-    check_tools(chosen, emulator=False)
-    return work.image(chosen)
+    check_tools(chosen, emulator=True)
+    image = work.image(chosen)
+    one = read_inputs_file(work.inputs).head(1)
+    measure_few(work.name, image, chosen, work.host_bundle, one)
+    say(f"{image.elf} boots on {board} and answers as it should")
+    return image
+
+
+def train(model: str, build: Path) -> Path:
+    """Trains a recipe; returns the directory with model.keras and history.json.
+
+    Raises:
+        BadInputError: MODEL is not a recipe.
+    """
+    return find_model(model, build).trained
+
+
+def quantize(model: str, build: Path) -> Path:
+    """Trains, prunes and quantizes a recipe; returns the directory with int8.tflite.
+
+    Raises:
+        BadInputError: MODEL is not a recipe.
+    """
+    return find_model(model, build).quantized
+
+
+def export(model: str, build: Path) -> Path:
+    """Makes the files that other tools take; returns their directory.
+
+    Raises:
+        BadInputError: MODEL is neither a recipe nor a .tflite file.
+    """
+    return find_model(model, build).exported
 
 
 def write_last_report(model: str, board: str, build: Path) -> Path:
