@@ -226,18 +226,20 @@ def find_model(model: str, build: Path, optimize: str = "balanced") -> Work:
         BadInputError: It is neither.
     """
     from edgekiln.export.compiler import c_name_of
+    from edgekiln.export.passes import run_passes
+    from edgekiln.export.tflite_reader import read_tflite
     from edgekiln.train.registry import load_recipe, recipe_names
 
     path = Path(model)
     if model in recipe_names():
         return Work(model, build / model, load_recipe(model), None, optimize)
-    if path.suffix not in _MODEL_SUFFIXES and not path.exists():
+    if not model or (path.suffix not in _MODEL_SUFFIXES and not path.exists()):
         load_recipe(model)  # raises, and knows the names that come near
     if path.suffix != ".tflite":
         raise BadInputError(
             "not a model that can be deployed", where=path, allowed="a recipe or a .tflite file"
         )
-    read_input_file(path)
+    run_passes(read_tflite(read_input_file(path), str(path)))  # refuses before anything is made
     name = c_name_of(path)
     return Work(name, build / name, None, path, optimize)
 
@@ -389,7 +391,7 @@ class Work:
         """
         from edgekiln.firmware import image, toolchain
 
-        bundle = self._bundle(board.slug, board.target)
+        bundle = self.host_bundle if board.is_host else self._bundle(board.slug, board.target)
 
         def make(directory: Path) -> None:
             image.build_image(bundle, board, directory)
@@ -544,7 +546,7 @@ class Work:
             tensors=(codes,),
             labels=data.y_test,
             class_names=data.class_names,
-            description=f"All {len(codes):,} held-out samples of {data.name}",
+            description=f"The whole held-out set of {data.name}, {len(codes):,} samples",
         )
 
     def _export(self, directory: Path) -> None:
@@ -612,7 +614,7 @@ def show_results(results: Results) -> None:
     if results.latency_us is not None:
         rows.append(("latency", f"{results.latency_us:,.0f} µs"))
     where = f"{results.board}, emulated" if results.emulated else results.board
-    show(make_table(f"{results.model} on {where}", ("", ""), rows))
+    show(make_table(f"{results.model} on {where}", ("measured", "result"), rows))
 
 
 def _what_is(name: str) -> str:
