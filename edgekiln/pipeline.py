@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import importlib.util
 import json
 import shutil
 import time
@@ -56,6 +57,14 @@ RANDOM_SEED = 0
 BENCH_SAMPLES = 3
 
 _HOST = "host"
+_EXTRAS = {
+    "train": ("keras", "sklearn", "tensorflow"),
+    "onnx": ("onnx", "onnxruntime", "tf2onnx"),
+    "litert": ("ai_edge_litert",),
+    "board": ("elftools", "serial"),
+    "report": ("jinja2",),
+}
+_RECIPE_EXTRAS = ("train", "litert", "onnx")
 _EXPORT_MODULES = ("c_array.py", "onnx.py", "onnx_worker.py")
 _TRAINING_METRICS = ("accuracy", "val_accuracy", "loss", "val_loss")
 _MODEL_SUFFIXES = (".tflite", ".keras", ".h5", ".onnx", ".pb")
@@ -101,7 +110,7 @@ def deploy(model: str, board: str, build: Path, optimize: str = "balanced") -> P
 
     chosen = load_board(board)
     work = find_model(model, build, optimize)
-    check_tools(chosen, emulator=True)
+    check_tools(work, chosen, run=True)
     results_path, report_path = results_paths(work, board)
     made = work.measure(chosen, stale=(results_path, report_path))
     _write_if_changed(results_path, made.read_bytes())
@@ -128,7 +137,7 @@ def bench_model(model: str, board: str, build: Path, optimize: str = "balanced")
 
     chosen = load_board(board)
     work = find_model(model, build, optimize)
-    check_tools(chosen, emulator=True)
+    check_tools(work, chosen, run=True)
     image = work.image(chosen)
     few = read_inputs_file(work.inputs).head(BENCH_SAMPLES)
     return measure_few(work.name, image, chosen, work.host_bundle, few)
@@ -151,7 +160,7 @@ def flash(model: str, board: str, build: Path, optimize: str = "balanced") -> Im
 
     chosen = load_board(board)
     work = find_model(model, build, optimize)
-    check_tools(chosen, emulator=True)
+    check_tools(work, chosen, run=True)
     image = work.image(chosen)
     one = read_inputs_file(work.inputs).head(1)
     measure_few(work.name, image, chosen, work.host_bundle, one)
@@ -165,6 +174,7 @@ def train(model: str, build: Path) -> Path:
     Raises:
         BadInputError: MODEL is not a recipe.
     """
+    check_packages("train")
     return find_model(model, build).trained
 
 
@@ -174,6 +184,7 @@ def quantize(model: str, build: Path) -> Path:
     Raises:
         BadInputError: MODEL is not a recipe.
     """
+    check_packages("train", "litert")
     return find_model(model, build).quantized
 
 
@@ -183,7 +194,9 @@ def export(model: str, build: Path) -> Path:
     Raises:
         BadInputError: MODEL is neither a recipe nor a .tflite file.
     """
-    return find_model(model, build).exported
+    work = find_model(model, build)
+    check_packages(*(_RECIPE_EXTRAS if work.recipe else ()))
+    return work.exported
 
 
 def write_last_report(model: str, board: str, build: Path) -> Path:
@@ -199,6 +212,7 @@ def write_last_report(model: str, board: str, build: Path) -> Path:
     from edgekiln.bench.results import read_results
     from edgekiln.firmware.boards import load_board
 
+    check_packages("report")
     slug = load_board(board).slug
     results_path, report_path = results_paths(find_model(model, build), slug)
     if not results_path.exists():
@@ -250,20 +264,48 @@ def results_paths(work: Work, board: str) -> tuple[Path, Path]:
     return directory / "results.json", directory / "report.html"
 
 
-def check_tools(board: Board, *, emulator: bool) -> None:
-    """Looks for the programs that a board needs, before anything that takes long.
+def check_tools(work: Work, board: Board, *, run: bool) -> None:
+    """Looks for the programs and packages that will be needed, before anything that takes long.
+
+    Args:
+        work: The model.
+        board: The board.
+        run: Whether the image will be run and reported on.
 
     Raises:
         ToolMissingError: One is missing; the message says how to get it.
     """
+    from edgekiln.bench.compiled import find_host_compiler
     from edgekiln.firmware.toolchain import find_tool, install_hint
 
+    check_packages("board", *(("report",) if run else ()), *(_RECIPE_EXTRAS if work.recipe else ()))
     find_tool(board.toolchain, "gcc")
-    if emulator and board.emulator and shutil.which(board.emulator.program) is None:
+    if run:
+        find_host_compiler()
+    if run and board.emulator and shutil.which(board.emulator.program) is None:
         raise ToolMissingError(
             f"{board.emulator.program} is not installed",
             where=board.slug,
             hint=install_hint(board.emulator.packages),
+        )
+
+
+def check_packages(*extras: str) -> None:
+    """Looks for the Python packages of some of this package's extras, without importing them.
+
+    Raises:
+        ToolMissingError: One is missing; the message says how to get it.
+    """
+    missing = {
+        extra: [name for name in _EXTRAS[extra] if importlib.util.find_spec(name) is None]
+        for extra in extras
+    }
+    wanted = [extra for extra in extras if missing[extra]]
+    if wanted:
+        names = ", ".join(name for extra in wanted for name in missing[extra])
+        raise ToolMissingError(
+            f"Python packages are not installed: {names}",
+            hint=f"pip install 'edgekiln[{','.join(wanted)}]'",
         )
 
 
@@ -432,7 +474,7 @@ class Work:
             directory=self.directory / board.slug / "run",
             inputs=(image.elf, report, self.tflite, self.inputs),
             options=_versions("edgekiln", *PACKAGES),
-            code=(PACKAGE / "export", *_bench_code()),
+            code=(PACKAGE / "export", PACKAGE / "firmware", *_bench_code()),
         )
         return _run(stage, make) / "results.json"
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -251,9 +251,26 @@ def test_missing_tools_are_found_before_the_work(
         pipeline.deploy(model, "mps2-an386", tmp_path / "build")
     (tmp_path / "arm-none-eabi-gcc").write_text("#!/bin/sh\n", encoding="utf-8")
     (tmp_path / "arm-none-eabi-gcc").chmod(0o755)
+    with pytest.raises(ToolMissingError, match="cc, a C compiler for this machine"):
+        pipeline.deploy(model, "mps2-an386", tmp_path / "build")
+    monkeypatch.setenv("CC", "arm-none-eabi-gcc -g")
     with pytest.raises(ToolMissingError, match="qemu-system-arm is not installed"):
         pipeline.deploy(model, "mps2-an386", tmp_path / "build")
     assert not (tmp_path / "build").exists()
+
+
+def test_missing_packages_are_found_before_the_work(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    hidden = {"serial", "jinja2", "tensorflow", "onnx"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda n: None if n in hidden else real(n))
+    for name, extras in ((model, "board,report"), ("digits_mlp", "board,report,train,onnx")):
+        with pytest.raises(ToolMissingError, match=rf"pip install 'edgekiln\[{extras}\]'"):
+            pipeline.deploy(name, "host", tmp_path / "build")
+    with pytest.raises(ToolMissingError, match="not installed: tensorflow"):
+        pipeline.train("digits_mlp", tmp_path / "build")
+    assert pipeline.export(model, tmp_path / "build").is_dir()
 
 
 @needs_oracle
@@ -283,7 +300,9 @@ def run_deploy(model: str, build: Path) -> str:
 @needs_oracle
 @pytest.mark.slow
 @pytest.mark.emulator
-@pytest.mark.skipif(find_spec("tensorflow") is None, reason="training needs TensorFlow")
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow") is None, reason="training needs TensorFlow"
+)
 def test_a_recipe_goes_all_the_way(tmp_path: Path) -> None:
     assert "train" in stages_run(run_deploy("digits_mlp", tmp_path))
     results = read_results(tmp_path / "digits_mlp/mps2-an386/results.json")

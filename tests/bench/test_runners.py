@@ -114,7 +114,7 @@ class TestCompiledRunner:
 
     def test_no_compiler(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CC", "no-such-compiler")
-        with pytest.raises(ToolMissingError, match="no C compiler"):
+        with pytest.raises(ToolMissingError, match="no-such-compiler, a C compiler"):
             CompiledRunner(make_bundle(tmp_path, ""))
 
     @pytest.mark.parametrize("text", [None, "", "{}", "[]"])
