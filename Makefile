@@ -44,7 +44,7 @@ doctor: setup ## Show what is installed, what is missing and how to get it
 	@$(EDGEKILN) doctor
 
 test: setup ## Run all tests, the linters among them (PYTEST_ARGS='-k name' for some)
-	@.venv/bin/pytest -n auto --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS)
+	@.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 lint: setup ## Run ruff, mypy and import-linter
 	@.venv/bin/ruff check .

@@ -154,6 +154,21 @@ def read_compile_report(bundle: Path) -> dict[str, Any]:
     )
 
 
+def find_host_compiler() -> list[str]:
+    """Returns the command that compiles C for this machine: the variable CC, else ``cc``.
+
+    Raises:
+        ToolMissingError: There is no such program.
+    """
+    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    if shutil.which(compiler[0]) is None:
+        raise ToolMissingError(
+            f"{compiler[0]}, a C compiler for this machine, is not installed",
+            hint="install it with: apt-get install gcc libc6-dev",
+        )
+    return compiler
+
+
 class _Memory:
     """Memory that tells whether anything was written right before or after it.
 
@@ -179,9 +194,7 @@ def _build_library(
     bundle: Path, name: str, record_nodes: bool, flags: Sequence[str]
 ) -> ctypes.CDLL:
     """Compiles a bundle and loads it. The library's file is gone once it is loaded."""
-    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    if shutil.which(compiler[0]) is None:
-        raise ToolMissingError("there is no C compiler", where=compiler[0], hint="apt install gcc")
+    compiler = find_host_compiler()
     sources = sorted(str(path) for path in bundle.glob("*.c"))
     recorder = []
     if record_nodes:

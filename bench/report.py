@@ -21,6 +21,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 _MOST_CLASSES_IN_MATRIX = 24
 _WORST_PAIRS_SHOWN = 5
+_THINNEST_BOX = 4.0
 _MINUS = "\u2212"
 
 
@@ -372,12 +373,13 @@ def plan_memory(plan: MemoryPlan) -> PlanView | None:
     column = min(110.0, max(34.0, 880.0 / len(plan.steps)))
     height, left = 240.0, 64.0
     scale = height / max(plan.arena_bytes, 1)
+    tall = [max(buffer.bytes * scale, _THINNEST_BOX) for buffer in plan.buffers]
     boxes = tuple(
         Box(
             x=left + column * buffer.first,
-            y=height - (buffer.offset + buffer.bytes) * scale,
+            y=max(height - buffer.offset * scale - tall[number], 0),
             width=column * (buffer.last - buffer.first + 1),
-            height=buffer.bytes * scale,
+            height=tall[number],
             label=size(buffer.bytes) if buffer.bytes * scale >= 14 else "",
             title=f"{buffer.name}: {buffer.bytes:,} bytes at {buffer.offset:,}",
             shade=number % 4,

@@ -189,16 +189,9 @@ def _run(bundle: Path, target: str, inputs: Tensors, work: Path) -> Tensors:
     from edgekiln.firmware.boards import load_board
     from edgekiln.firmware.image import build_image
 
-    if len(inputs) != 1:
-        raise BadInputError(
-            "models with several inputs run on the host only",
-            where=target,
-            got=f"{len(inputs)} inputs",
-            allowed="1",
-        )
     board = load_board(target)
     image = build_image(bundle, board, work / "image")
-    return (run_on_board(image, board, inputs[0]).outputs,)
+    return run_on_board(image, board, inputs).outputs
 
 
 def _compare(

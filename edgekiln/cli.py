@@ -12,7 +12,7 @@ import click
 
 from edgekiln import __version__
 from edgekiln.errors import CheckFailedError
-from edgekiln.terminal import print_columns, print_json, run, stdout_for_results
+from edgekiln.terminal import print_columns, print_facts, print_json, run, stdout_for_results
 
 if TYPE_CHECKING:
     from edgekiln.bench.results import BenchResult
@@ -143,9 +143,9 @@ def compile_(
     if as_json:
         print_json(report)
     else:
-        _print_facts(
+        print_facts(
             ("C files", f"{len(report['files'])} in {output}"),
-            ("MACs", f"{report['macs']:,}"),
+            ("MACs", report["macs"]),
             ("arena", f"{report['arena_bytes']:,} bytes, {_bound(report)}"),
             ("constants", f"{report['constants_bytes']:,} bytes"),
         )
@@ -276,21 +276,23 @@ def bench(model: str, board: str, optimize: str, build_dir: Path, as_json: bool)
 
 
 def _print_bench(found: BenchResult) -> None:
+    from edgekiln.bench.report import short_tensor_name
+
     print_columns(
         ("node", "op", "name", "MACs", "instructions"),
         [
-            (each.index, each.op, each.name, each.macs, _or_dash(each.instructions))
+            (each.index, each.op, short_tensor_name(each.name), each.macs, each.instructions)
             for each in found.per_node
         ],
     )
     click.echo()
-    _print_facts(
+    print_facts(
         ("model", found.model),
         ("board", f"{found.board}{' (emulated)' if found.emulated else ''}"),
-        ("MACs", f"{found.macs:,}"),
-        ("instructions", _or_dash(found.instructions)),
-        ("cycles", _or_dash(found.cycles)),
-        ("latency", "-" if found.latency_us is None else f"{found.latency_us:,.0f} us"),
+        ("MACs", found.macs),
+        ("instructions", found.instructions),
+        ("cycles", found.cycles),
+        ("latency", None if found.latency_us is None else f"{found.latency_us:,.0f} us"),
         (
             "flash",
             f"{found.flash_bytes:,} bytes: {found.flash_constants_bytes:,} of constants, "
@@ -304,10 +306,6 @@ def _print_bench(found: BenchResult) -> None:
         ("toolchain", found.toolchain),
         ("flags", found.flags),
     )
-
-
-def _or_dash(number: int | None) -> str:
-    return "-" if number is None else f"{number:,}"
 
 
 @cli.command()
@@ -372,7 +370,7 @@ def boards(as_json: bool) -> None:
                     board.target,
                     _kibibytes(board.flash_bytes),
                     _kibibytes(board.ram_bytes),
-                    " ".join(_missing_tools(board)) or "-",
+                    " ".join(_missing_tools(board)) or None,
                 )
                 for board in known
             ],
@@ -388,8 +386,8 @@ def _missing_tools(board: Board) -> list[str]:
     return [program for program in programs if shutil.which(program) is None]
 
 
-def _kibibytes(size_bytes: int | None) -> str:
-    return "-" if size_bytes is None else f"{size_bytes / 1024:,.0f} KiB"
+def _kibibytes(size_bytes: int | None) -> str | None:
+    return None if size_bytes is None else f"{size_bytes / 1024:,.0f} KiB"
 
 
 @cli.command("supported-ops")
@@ -429,18 +427,11 @@ def doctor(as_json: bool) -> None:
         print_columns(
             ("", "for", "installed", "needed", ""),
             [
-                (each.name, each.group, each.version or "-", each.wanted or "any", each.state)
+                (each.name, each.group, each.version or None, each.wanted or "any", each.state)
                 for each in findings
             ],
         )
     doctors.check(findings)
-
-
-def _print_facts(*facts: tuple[str, str]) -> None:
-    """Prints ``name  value`` lines."""
-    width = max(len(name) for name, _ in facts)
-    for name, value in facts:
-        click.echo(f"{name.ljust(width)}  {value}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

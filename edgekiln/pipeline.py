@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import importlib.util
 import json
 import shutil
 import time
@@ -56,6 +57,14 @@ RANDOM_SEED = 0
 BENCH_SAMPLES = 3
 
 _HOST = "host"
+_EXTRAS = {
+    "train": ("keras", "sklearn", "tensorflow"),
+    "onnx": ("onnx", "onnxruntime", "tf2onnx"),
+    "litert": ("ai_edge_litert",),
+    "board": ("elftools", "serial"),
+    "report": ("jinja2",),
+}
+_RECIPE_EXTRAS = ("train", "litert", "onnx")
 _EXPORT_MODULES = ("c_array.py", "onnx.py", "onnx_worker.py")
 _TRAINING_METRICS = ("accuracy", "val_accuracy", "loss", "val_loss")
 _MODEL_SUFFIXES = (".tflite", ".keras", ".h5", ".onnx", ".pb")
@@ -101,7 +110,7 @@ def deploy(model: str, board: str, build: Path, optimize: str = "balanced") -> P
 
     chosen = load_board(board)
     work = find_model(model, build, optimize)
-    check_tools(chosen, emulator=True)
+    check_tools(work, chosen, run=True)
     results_path, report_path = results_paths(work, board)
     made = work.measure(chosen, stale=(results_path, report_path))
     _write_if_changed(results_path, made.read_bytes())
@@ -128,26 +137,66 @@ def bench_model(model: str, board: str, build: Path, optimize: str = "balanced")
 
     chosen = load_board(board)
     work = find_model(model, build, optimize)
-    check_tools(chosen, emulator=True)
+    check_tools(work, chosen, run=True)
     image = work.image(chosen)
     few = read_inputs_file(work.inputs).head(BENCH_SAMPLES)
     return measure_few(work.name, image, chosen, work.host_bundle, few)
 
 
-def build_image(model: str, board: str, build: Path, optimize: str = "balanced") -> Image:
-    """Makes the image that `deploy` runs. Arguments as for `deploy`.
+def flash(model: str, board: str, build: Path, optimize: str = "balanced") -> Image:
+    """Makes the image that `deploy` runs, and boots it once.
 
-    Raises:
-        BadInputError: MODEL or BOARD is not known, or the model cannot be compiled.
-        DoesNotFitError: The model is larger than the board's flash or RAM.
-        ToolMissingError: A compiler is missing.
+    An emulator keeps no image: it is handed the file each time it starts. What is proved here
+    is that the image boots there and answers one input as the generated C does on the host.
+
+    Args and errors as for `deploy`.
+
+    Returns:
+        The image.
     """
+    from edgekiln.bench.inputs import read_inputs_file
+    from edgekiln.bench.measure import measure_few
     from edgekiln.firmware.boards import load_board
 
     chosen = load_board(board)
     work = find_model(model, build, optimize)
-    check_tools(chosen, emulator=False)
-    return work.image(chosen)
+    check_tools(work, chosen, run=True)
+    image = work.image(chosen)
+    one = read_inputs_file(work.inputs).head(1)
+    measure_few(work.name, image, chosen, work.host_bundle, one)
+    say(f"{image.elf} boots on {board} and answers as it should")
+    return image
+
+
+def train(model: str, build: Path) -> Path:
+    """Trains a recipe; returns the directory with model.keras and history.json.
+
+    Raises:
+        BadInputError: MODEL is not a recipe.
+    """
+    check_packages("train")
+    return find_model(model, build).trained
+
+
+def quantize(model: str, build: Path) -> Path:
+    """Trains, prunes and quantizes a recipe; returns the directory with int8.tflite.
+
+    Raises:
+        BadInputError: MODEL is not a recipe.
+    """
+    check_packages("train", "litert")
+    return find_model(model, build).quantized
+
+
+def export(model: str, build: Path) -> Path:
+    """Makes the files that other tools take; returns their directory.
+
+    Raises:
+        BadInputError: MODEL is neither a recipe nor a .tflite file.
+    """
+    work = find_model(model, build)
+    check_packages(*(_RECIPE_EXTRAS if work.recipe else ()))
+    return work.exported
 
 
 def write_last_report(model: str, board: str, build: Path) -> Path:
@@ -163,6 +212,7 @@ def write_last_report(model: str, board: str, build: Path) -> Path:
     from edgekiln.bench.results import read_results
     from edgekiln.firmware.boards import load_board
 
+    check_packages("report")
     slug = load_board(board).slug
     results_path, report_path = results_paths(find_model(model, build), slug)
     if not results_path.exists():
@@ -190,18 +240,20 @@ def find_model(model: str, build: Path, optimize: str = "balanced") -> Work:
         BadInputError: It is neither.
     """
     from edgekiln.export.compiler import c_name_of
+    from edgekiln.export.passes import run_passes
+    from edgekiln.export.tflite_reader import read_tflite
     from edgekiln.train.registry import load_recipe, recipe_names
 
     path = Path(model)
     if model in recipe_names():
         return Work(model, build / model, load_recipe(model), None, optimize)
-    if path.suffix not in _MODEL_SUFFIXES and not path.exists():
+    if not model or (path.suffix not in _MODEL_SUFFIXES and not path.exists()):
         load_recipe(model)  # raises, and knows the names that come near
     if path.suffix != ".tflite":
         raise BadInputError(
             "not a model that can be deployed", where=path, allowed="a recipe or a .tflite file"
         )
-    read_input_file(path)
+    run_passes(read_tflite(read_input_file(path), str(path)))  # refuses before anything is made
     name = c_name_of(path)
     return Work(name, build / name, None, path, optimize)
 
@@ -212,20 +264,48 @@ def results_paths(work: Work, board: str) -> tuple[Path, Path]:
     return directory / "results.json", directory / "report.html"
 
 
-def check_tools(board: Board, *, emulator: bool) -> None:
-    """Looks for the programs that a board needs, before anything that takes long.
+def check_tools(work: Work, board: Board, *, run: bool) -> None:
+    """Looks for the programs and packages that will be needed, before anything that takes long.
+
+    Args:
+        work: The model.
+        board: The board.
+        run: Whether the image will be run and reported on.
 
     Raises:
         ToolMissingError: One is missing; the message says how to get it.
     """
+    from edgekiln.bench.compiled import find_host_compiler
     from edgekiln.firmware.toolchain import find_tool, install_hint
 
+    check_packages("board", *(("report",) if run else ()), *(_RECIPE_EXTRAS if work.recipe else ()))
     find_tool(board.toolchain, "gcc")
-    if emulator and board.emulator and shutil.which(board.emulator.program) is None:
+    if run:
+        find_host_compiler()
+    if run and board.emulator and shutil.which(board.emulator.program) is None:
         raise ToolMissingError(
             f"{board.emulator.program} is not installed",
             where=board.slug,
             hint=install_hint(board.emulator.packages),
+        )
+
+
+def check_packages(*extras: str) -> None:
+    """Looks for the Python packages of some of this package's extras, without importing them.
+
+    Raises:
+        ToolMissingError: One is missing; the message says how to get it.
+    """
+    missing = {
+        extra: [name for name in _EXTRAS[extra] if importlib.util.find_spec(name) is None]
+        for extra in extras
+    }
+    wanted = [extra for extra in extras if missing[extra]]
+    if wanted:
+        names = ", ".join(name for extra in wanted for name in missing[extra])
+        raise ToolMissingError(
+            f"Python packages are not installed: {names}",
+            hint=f"pip install 'edgekiln[{','.join(wanted)}]'",
         )
 
 
@@ -353,7 +433,7 @@ class Work:
         """
         from edgekiln.firmware import image, toolchain
 
-        bundle = self._bundle(board.slug, board.target)
+        bundle = self.host_bundle if board.is_host else self._bundle(board.slug, board.target)
 
         def make(directory: Path) -> None:
             image.build_image(bundle, board, directory)
@@ -394,7 +474,7 @@ class Work:
             directory=self.directory / board.slug / "run",
             inputs=(image.elf, report, self.tflite, self.inputs),
             options=_versions("edgekiln", *PACKAGES),
-            code=(PACKAGE / "export", *_bench_code()),
+            code=(PACKAGE / "export", PACKAGE / "firmware", *_bench_code()),
         )
         return _run(stage, make) / "results.json"
 
@@ -508,7 +588,7 @@ class Work:
             tensors=(codes,),
             labels=data.y_test,
             class_names=data.class_names,
-            description=f"All {len(codes):,} held-out samples of {data.name}",
+            description=f"The whole held-out set of {data.name}, {len(codes):,} samples",
         )
 
     def _export(self, directory: Path) -> None:
@@ -576,7 +656,7 @@ def show_results(results: Results) -> None:
     if results.latency_us is not None:
         rows.append(("latency", f"{results.latency_us:,.0f} µs"))
     where = f"{results.board}, emulated" if results.emulated else results.board
-    show(make_table(f"{results.model} on {where}", ("", ""), rows))
+    show(make_table(f"{results.model} on {where}", ("measured", "result"), rows))
 
 
 def _what_is(name: str) -> str:

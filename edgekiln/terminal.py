@@ -108,17 +108,31 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def print_columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Prints a result to stdout as plain columns, numbers to the right, for people and for grep."""
-    table = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(header, *table, strict=True)]
-    numeric = [
-        bool(rows) and all(isinstance(cell, int | float) for cell in column)
-        for column in zip(*rows, strict=True)
-    ] or [False] * len(header)
-    for cells in (list(header), *table):
-        aligned = [
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(cells, widths, numeric, strict=True)
-        ]
-        click.echo("  ".join(aligned).rstrip())
+def print_columns(header: Sequence[str], rows: Sequence[Sequence[str | int | None]]) -> None:
+    """Prints a result to stdout as plain columns, for people and for grep.
+
+    Columns of numbers are aligned to the right. None, for what is not known, becomes a dash.
+    """
+    columns = zip(*rows, strict=True) if rows else [()] * len(header)
+    aligned = [_align(title, cells) for title, cells in zip(header, columns, strict=True)]
+    for line in zip(*aligned, strict=True):
+        click.echo("  ".join(line).rstrip())
+
+
+def _align(title: str, cells: Sequence[str | int | None]) -> list[str]:
+    texts = [title, *(_text(cell) for cell in cells)]
+    width = max(map(len, texts))
+    if cells and not any(isinstance(cell, str) for cell in cells):
+        return [text.rjust(width) for text in texts]
+    return [text.ljust(width) for text in texts]
+
+
+def _text(cell: str | int | None) -> str:
+    return "-" if cell is None else cell if isinstance(cell, str) else f"{cell:,}"
+
+
+def print_facts(*facts: tuple[str, str | int | None]) -> None:
+    """Prints a result to stdout as lines of a name and what is known of it."""
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        click.echo(f"{name.ljust(width)}  {_text(value)}")

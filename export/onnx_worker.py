@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from edgekiln.quantize.process import Job, Report, serve
 
 Array = npt.NDArray[Any]
 
+_NUMBER = re.compile(r"__(\d+)")
 _PACKAGES = ("onnx", "onnxruntime", "tf2onnx")
 
 
@@ -38,6 +40,7 @@ def export_float(job: Job, report: Report) -> Job:
         opset_version=job["opset"],
         input_signature=[keras.InputSpec(shape=shape, dtype=tensor.dtype, name=tensor.name)],
     )
+    _renumber(job["output"])
     report("comparing")
     got = _run(job["output"], inputs)
     want = np.asarray(model.predict(inputs, verbose=0))
@@ -59,6 +62,7 @@ def export_int8(job: Job, report: Report) -> Job:
 
     report("converting")
     tf2onnx.convert.from_tflite(str(source), opset=job["opset"], output_path=job["output"])
+    _renumber(job["output"])
     report("comparing")
     got = _run(job["output"], inputs)
     want = litert.run_int8(tflite, inputs, source)
@@ -96,6 +100,38 @@ def _wrong_shape(inputs: Array, wanted: tuple[int, ...], where: object) -> BadIn
         got=f"samples of shape {inputs.shape[1:]}",
         allowed=f"shape {wanted}",
     )
+
+
+def _renumber(path: str) -> None:
+    """Makes the file depend on the model alone.
+
+    tf2onnx numbers what it adds (``Relu__31``) in an order that changes from run to run. Here
+    the numbers follow the order of the nodes, and the constants that of their first use.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    graph = model.graph
+    if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
+        return  # A loop's body refers to outer names; the file is right as it is.
+    numbers: dict[str, int] = {}
+
+    def rename(name: str) -> str:
+        return _NUMBER.sub(lambda found: f"__{numbers.setdefault(found[1], len(numbers))}", name)
+
+    uses: dict[str, int] = {}
+    for node in graph.node:
+        node.name = rename(node.name)
+        node.input[:] = [rename(name) for name in node.input]
+        node.output[:] = [rename(name) for name in node.output]
+        for name in node.input:
+            uses.setdefault(name, len(uses))
+    for named in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        named.name = rename(named.name)
+    ordered = sorted(graph.initializer, key=lambda constant: uses.get(constant.name, len(uses)))
+    del graph.initializer[:]
+    graph.initializer.extend(ordered)
+    onnx.save(model, path)
 
 
 def _run(path: str, inputs: Array) -> Array:

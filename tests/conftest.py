@@ -60,10 +60,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the sdist, and with the wheel that is built from that sdist.
-
-    Tests that use it carry ``xdist_group("distributions")``, so that it is built once.
-    """
+    """A directory with the sdist, and with the wheel that is built from that sdist."""
     tree = tmp_path_factory.mktemp("tree") / "edgekiln"
     ignore = shutil.ignore_patterns(".git", ".*cache", ".venv*", "__pycache__", "*.egg-info")
     shutil.copytree(ROOT, tree, symlinks=True, ignore=ignore)

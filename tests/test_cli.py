@@ -316,3 +316,125 @@ def test_it_runs_as_a_module_too() -> None:
         [sys.executable, "-m", "edgekiln", "--version"], capture_output=True, text=True, timeout=60
     )
     assert re.fullmatch(r"edgekiln, version \d+\.\d+\.\d+\n", result.stdout)
+
+
+@pytest.mark.emulator
+def test_bench_json(edgekiln: Call, model: Path, tmp_path: Path) -> None:
+    code, out, _ = edgekiln(
+        "bench", model, "--board", "mps2-an386", "--build-dir", tmp_path, "--json"
+    )
+    assert code == 0
+    found = json.loads(out)
+    assert list(found) == [
+        *("board", "emulated", "model", "macs", "instructions", "cycles", "latency_us"),
+        *("flash_bytes", "flash_constants_bytes", "flash_code_bytes", "ram_bytes", "arena_bytes"),
+        *("stack_bytes", "per_node", "toolchain", "flags"),
+    ]
+    assert (found["board"], found["emulated"], found["cycles"]) == ("mps2-an386", True, None)
+    parts = found["flash_constants_bytes"] + found["flash_code_bytes"]
+    assert found["flash_bytes"] == parts
+    assert list(found["per_node"][0]) == ["index", "op", "name", "macs", "instructions"]
+    assert sum(node["macs"] for node in found["per_node"]) == found["macs"]
+    assert 0 < sum(node["instructions"] for node in found["per_node"]) <= found["instructions"]
+
+
+@pytest.mark.emulator
+def test_bench_for_people(edgekiln: Call, model: Path, tmp_path: Path) -> None:
+    code, out, _ = edgekiln("bench", model, "--board", "mps2-an386", "--build-dir", tmp_path)
+    assert code == 0
+    assert re.search(r"^   0  CONV_2D +\S+ +9,216 +[\d,]+$", out, re.MULTILINE)
+    assert "mps2-an386 (emulated)" in out
+
+
+@pytest.mark.emulator
+def test_verify_on_a_board(edgekiln: Call, model: Path) -> None:
+    code, out, _ = edgekiln("verify", model, "--random", 3, "--target", "mps2-an386", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert (found["match"], found["bytes"], found["target"]) == (True, 30, "mps2-an386")
+
+
+@pytest.mark.emulator
+def test_flash_names_the_image(edgekiln: Call, model: Path, tmp_path: Path) -> None:
+    code, out, _ = edgekiln("flash", model, "--board", "mps2-an386", "--build-dir", tmp_path)
+    assert code == 0
+    image = Path(out.removesuffix("\n"))
+    assert image.read_bytes().startswith(b"\x7fELF")
+
+
+@pytest.fixture
+def small_boards(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Boards like mps2-an386 with too little flash, or too little RAM."""
+    from edgekiln.firmware import boards
+
+    directory = tmp_path / "boards"
+    directory.mkdir()
+    text = (root / "firmware" / "boards" / "mps2-an386.toml").read_text()
+    for memory, size_bytes in (("flash", 8192), ("ram", 4096)):
+        small, count = re.subn(
+            rf"(?m)^{memory}_bytes = \w+", f"{memory}_bytes = {size_bytes}", text
+        )
+        assert count == 1
+        (directory / f"small-{memory}.toml").write_text(small)
+    monkeypatch.setattr(boards, "BOARDS", directory)
+    return directory
+
+
+@pytest.mark.emulator
+@pytest.mark.parametrize(
+    ("board", "message"),
+    [
+        ("small-flash", r"flash.*[\d,]+ bytes"),
+        ("small-ram", r"RAM.*[\d,]+ bytes.*node \d+"),
+    ],
+)
+@pytest.mark.parametrize("command", ["bench", "flash", "deploy"])
+def test_a_model_that_does_not_fit_is_refused(
+    edgekiln: Call,
+    model: Path,
+    tmp_path: Path,
+    small_boards: Path,
+    board: str,
+    message: str,
+    command: str,
+) -> None:
+    build = tmp_path / "build"
+    code, out, err = edgekiln(command, model, "--board", board, "--build-dir", build)
+    assert (code, out) == (2, "")
+    line = err.splitlines()[-1]
+    assert line.startswith("edgekiln: error: ")
+    assert re.search(message, line), line
+    assert not list(build.rglob("image*"))
+    assert not list(build.rglob("results.json"))
+    assert not list(build.rglob("report.html"))
+
+
+def test_a_report_needs_a_deploy(edgekiln: Call, model: Path, tmp_path: Path) -> None:
+    code, out, err = edgekiln("report", model, "--board", "mps2-an386", "--build-dir", tmp_path)
+    assert (code, out) == (2, "")
+    assert "edgekiln deploy" in one_line(err)
+
+
+@pytest.mark.parametrize("command", ["train", "quantize", "export", "flash", "deploy", "bench"])
+def test_an_unknown_model_is_one_line(edgekiln: Call, tmp_path: Path, command: str) -> None:
+    board = ("--board", "mps2-an386") if command in ("flash", "deploy", "bench") else ()
+    code, out, err = edgekiln(command, "digits_cn", *board, "--build-dir", tmp_path)
+    assert (code, out) == (2, "")
+    assert "digits_cnn" in one_line(err)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["train", "quantize"])
+def test_a_file_cannot_be_trained(
+    edgekiln: Call, model: Path, tmp_path: Path, command: str
+) -> None:
+    code, out, err = edgekiln(command, model, "--build-dir", tmp_path)
+    assert (code, out) == (2, "")
+    assert "edgekiln models" in one_line(err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_model_and_board_may_look_like_options(edgekiln: Call, tmp_path: Path) -> None:
+    code, out, err = edgekiln("deploy", "--board", "--help", "--build-dir", tmp_path, "--", "-x")
+    assert (code, out) == (2, "")
+    assert "--help" in one_line(err)

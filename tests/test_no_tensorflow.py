@@ -86,7 +86,6 @@ def run(*command: object) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("distributions")
 def test_the_bare_environment_lacks_tensorflow(bare: Path) -> None:
     python = bare.with_name("python")
     missing = "import importlib.util as u, sys; print([m for m in sys.argv[1:] if u.find_spec(m)])"
@@ -94,7 +93,6 @@ def test_the_bare_environment_lacks_tensorflow(bare: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("distributions")
 @pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
 def test_compile_works_without_tensorflow(bare: Path, model: Path, tmp_path: Path) -> None:
     report = json.loads(run(bare, "compile", model, "-o", tmp_path / "c", "--json"))
@@ -107,7 +105,6 @@ def test_compile_works_without_tensorflow(bare: Path, model: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("distributions")
 def test_what_is_missing_is_named_with_the_command_that_gets_it(bare: Path) -> None:
     result = subprocess.run([bare, "doctor"], capture_output=True, text=True, timeout=60)
     assert result.returncode == 3

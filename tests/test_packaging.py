@@ -36,7 +36,6 @@ def test_stages_are_links_to_the_folders_at_the_top(root: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("distributions")
 def test_wheel_holds_each_file_of_the_tree_once(root: Path, distributions: Path) -> None:
     (wheel,) = distributions.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
@@ -50,7 +49,6 @@ def test_wheel_holds_each_file_of_the_tree_once(root: Path, distributions: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("distributions")
 def test_sdist_holds_each_file_of_the_tree_once(root: Path, distributions: Path) -> None:
     (sdist,) = distributions.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:

@@ -93,8 +93,14 @@ def test_a_wrong_option_is_one_line(
 
 
 def test_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.print_columns(("name", "bytes", "note"), [("a", 5, "x"), ("longer", 12345, "")])
-    assert capsys.readouterr().out == "name    bytes  note\na           5  x\nlonger  12345\n"
+    terminal.print_columns(("name", "bytes", "note"), [("a", None, "x"), ("longer", 12345, "")])
+    assert capsys.readouterr().out == "name     bytes  note\na            -  x\nlonger  12,345\n"
+
+
+def test_facts(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.print_facts(("name", "x"), ("instructions", 12345), ("cycles", None))
+    out = capsys.readouterr().out
+    assert out == "name          x\ninstructions  12,345\ncycles        -\n"
 
 
 def test_columns_without_rows(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from edgekiln.bench.accuracy import (
 from edgekiln.bench.compiled import STRICT_FLAGS, CompiledRunner
 from edgekiln.bench.runners import (
     LiteRTRunner,
+    NumpyRunner,
     OnnxRunner,
     TflmRunner,
     read_tensor_specs,
@@ -36,6 +37,7 @@ from edgekiln.errors import (
     ToolMissingError,
     UnsupportedOpError,
 )
+from edgekiln.export.compiler import compile_model, write_bundle
 
 needs_oracle = pytest.mark.skipif(
     not tflm_available(), reason="no tflite-micro wheel for this Python and machine"
@@ -114,7 +116,7 @@ class TestCompiledRunner:
 
     def test_no_compiler(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CC", "no-such-compiler")
-        with pytest.raises(ToolMissingError, match="no C compiler"):
+        with pytest.raises(ToolMissingError, match="no-such-compiler, a C compiler"):
             CompiledRunner(make_bundle(tmp_path, ""))
 
     @pytest.mark.parametrize("text", [None, "", "{}", "[]"])
@@ -261,6 +263,45 @@ class TestTflite:
         inputs = (np.arange(784, dtype=np.int64).astype(np.int8).reshape(1, 28, 28, 1),)
         first = runner.node_tensors(inputs, [0])[0]
         assert np.array_equal(first, inputs[0])
+
+
+@pytest.mark.parametrize("name", ["digits_mlp", "digits_cnn"])
+@pytest.mark.parametrize("io", ["arena", "separate"])
+class TestGoldenModels:
+    def compiled(self, root: Path, directory: Path, name: str, io: str) -> tuple[bytes, Path]:
+        model = (root / f"tests/golden/{name}_int8.tflite").read_bytes()
+        compiled = compile_model(model, name=name, target="host", io=io)
+        write_bundle(compiled, directory / "c")
+        return model, directory / "c"
+
+    @needs_oracle
+    def test_every_byte_equals_the_oracle(
+        self, root: Path, tmp_path: Path, name: str, io: str
+    ) -> None:
+        model, bundle = self.compiled(root, tmp_path, name, io)
+        inputs = (np.load(root / "tests/golden/digits_inputs.npz")["inputs"],)
+        want = TflmRunner(model).run(inputs)
+        result = compare_bytes(CompiledRunner(bundle, flags=STRICT_FLAGS).run(inputs), want)
+        assert result.equal and result.total_bytes == 10 * len(inputs[0])
+
+    def test_every_byte_equals_the_numpy_definition(
+        self, root: Path, tmp_path: Path, name: str, io: str
+    ) -> None:
+        model, bundle = self.compiled(root, tmp_path, name, io)
+        runner = NumpyRunner(model)
+        shape = (4, *runner.inputs[0].batch_shape)
+        inputs = (np.random.default_rng(3).integers(-128, 128, shape, dtype=np.int8),)
+        assert compare_bytes(CompiledRunner(bundle).run(inputs), runner.run(inputs)).equal
+
+    def test_nodes_are_recorded_in_order(
+        self, root: Path, tmp_path: Path, name: str, io: str
+    ) -> None:
+        _, bundle = self.compiled(root, tmp_path, name, io)
+        runner = CompiledRunner(bundle, record_nodes=True, flags=STRICT_FLAGS)
+        inputs = (np.zeros((1, *runner.inputs[0].batch_shape), np.int8),)
+        seen = runner.node_outputs(inputs)
+        assert [index for index, _ in seen] == sorted({index for index, _ in seen})
+        assert seen[-1][1] == runner.run(inputs)[0].tobytes()
 
 
 class TestComparison:

@@ -35,6 +35,6 @@ RECIPE = Recipe(
     patience=10,
     seed=1,
     augmentation=Augmentation(copies=7, rotation_degrees=12, shift_pixels=0.7, zoom=0.1),
-    pruning=PruningPlan(sparsity=0.5, epochs=8, ramp_epochs=4, learning_rate=1e-3),
+    pruning=PruningPlan(sparsity=0.5, epochs=6, ramp_epochs=3, learning_rate=1e-3),
     min_float_accuracy=0.97,
 )
