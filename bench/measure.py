@@ -44,6 +44,7 @@ from edgekiln.bench.runners import (
     TflmRunner,
 )
 from edgekiln.bench.tensors import Tensors
+from edgekiln.bench.verify import find_first_mismatch
 from edgekiln.console import say, track
 from edgekiln.errors import (
     BadModelError,
@@ -51,6 +52,8 @@ from edgekiln.errors import (
     ToolMissingError,
     UnsupportedOpError,
 )
+from edgekiln.export.passes import run_passes
+from edgekiln.export.tflite_reader import read_tflite
 from edgekiln.files import sha256_bytes
 from edgekiln.firmware.boards import Board
 from edgekiln.firmware.image import Image
@@ -128,6 +131,7 @@ def measure(subject: Subject) -> Results:
     for runner in track((host_c, reference), "inferences on the host", 2):
         runs[runner.name] = runner.run(inputs.tensors)
     comparisons = compare_all(runs, f"{subject.name} on {subject.board.slug}")
+    nodes = 0 if oracle is None else compare_nodes(subject.tflite, subject.host_bundle, inputs)
     engines: list[Runner] = [host_c, reference, *_other_engines(subject)]
     bench = bench_result(subject.name, subject.image, subject.board, device)
     return Results(
@@ -147,6 +151,7 @@ def measure(subject: Subject) -> Results:
         oracle=oracle,
         inputs=inputs.description,
         comparisons=comparisons,
+        nodes_compared=nodes,
         host=tuple(
             _run_on_host(engine, inputs, device.outputs)
             for engine in track(engines, "engines on the host", len(engines))
@@ -195,6 +200,35 @@ def compare_all(runs: Mapping[str, Tensors], where: str) -> tuple[Comparison, ..
             )
         found[left, right] = Comparison(left, right, result.samples, result.total_bytes, 0)
     return tuple(found[pair] for pair in pairs)
+
+
+def compare_nodes(model: bytes, host_bundle: Path, inputs: ModelInputs) -> int:
+    """Holds every node of one inference against TensorFlow Lite Micro's.
+
+    The final bytes alone prove little where they saturate, as softmax does on random inputs.
+
+    Args:
+        model: The .tflite file's bytes.
+        host_bundle: The generated C for this machine.
+        inputs: The first of them is run.
+
+    Returns:
+        The number of nodes.
+
+    Raises:
+        CheckFailedError: A byte of a node's output differs; the message names the first node.
+    """
+    graph = run_passes(read_tflite(model, "model"))
+    found = find_first_mismatch(model, graph, host_bundle, inputs.head(1).tensors)
+    if found is not None:
+        raise CheckFailedError(
+            f"node {found.node} ({found.op}), by {found.engine}, differs from "
+            f"TensorFlow Lite Micro's in value {found.index}",
+            where=host_bundle,
+            got=found.got,
+            allowed=found.want,
+        )
+    return len(graph.ops)
 
 
 def choose_reference(model: bytes, name: str) -> tuple[Runner, str | None]:

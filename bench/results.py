@@ -294,6 +294,9 @@ class Results(BenchResult):
         oracle: ``tflm``, or None where TensorFlow Lite Micro could not be run.
         inputs: Where the inputs come from.
         comparisons: Which runs were compared, and how many bytes differ.
+        nodes_compared: Nodes of the graph whose output on the first input was compared with the
+            oracle's, by the numpy definitions and by the generated C on this machine, and found
+            equal; 0 without an oracle.
         host: The engines on this machine.
         confusion: The confusion matrix, or None without labels.
         training: Metric to its value after each epoch; empty for a model from outside.
@@ -313,6 +316,7 @@ class Results(BenchResult):
     oracle: str | None
     inputs: str
     comparisons: tuple[Comparison, ...]
+    nodes_compared: int
     host: tuple[HostRun, ...]
     confusion: Confusion | None
     training: Mapping[str, tuple[float, ...]]

@@ -18,7 +18,7 @@ from edgekiln import pipeline
 from edgekiln.bench import measure
 from edgekiln.bench.device import DeviceRun
 from edgekiln.bench.results import read_results, to_json
-from edgekiln.bench.runners import tflm_available
+from edgekiln.bench.runners import TflmRunner, tflm_available
 from edgekiln.errors import BadInputError, BadModelError, CheckFailedError, ToolMissingError
 from edgekiln.files import sha256_file
 
@@ -54,6 +54,7 @@ def test_deploy_of_a_file_proves_equality(model: str, tmp_path: Path) -> None:
     assert results.oracle == "tflm" and results.all_equal
     assert results.accuracy.samples == pipeline.RANDOM_SAMPLES
     assert results.accuracy.device_equals_host_bytes
+    assert results.nodes_compared == len(results.per_node) > 1
     assert results.accuracy.int8_device is None and results.confusion is None
     assert {(c.left, c.right) for c in results.comparisons} == {
         ("board", "generated C on host"),
@@ -137,6 +138,24 @@ def test_one_wrong_byte_fails_the_deploy(
     assert read_results(pipeline.deploy(model, "host", build, "flash")).all_equal
 
 
+@needs_oracle
+def test_one_wrong_node_fails_the_deploy(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = TflmRunner.node_tensors
+
+    def lie(self: TflmRunner, *arguments: Any) -> Any:
+        tensors = real(self, *arguments)
+        first = min(index for index, value in tensors.items() if value.size == 128)
+        tensors[first] = tensors[first] ^ np.int8(1)
+        return tensors
+
+    monkeypatch.setattr(TflmRunner, "node_tensors", lie)
+    with pytest.raises(CheckFailedError, match=r"node 1 \(FULLY_CONNECTED\), by numpy, differs"):
+        pipeline.deploy(model, "host", tmp_path / "build")
+    assert not list((tmp_path / "build").rglob("results.json"))
+
+
 def test_bench_refuses_numbers_of_a_wrong_program(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +178,7 @@ def test_without_the_oracle_numpy_stands_in(
     assert json.loads(path.read_text(encoding="utf-8"))["oracle"] is None
     results = read_results(path)
     assert results.all_equal and results.accuracy.int8_host_runtime == "numpy definition"
+    assert results.nodes_compared == 0
     assert ("board", "numpy definition") in {(c.left, c.right) for c in results.comparisons}
     assert "stands in for it" in path.with_name("report.html").read_text(encoding="utf-8")
 

@@ -49,6 +49,7 @@ def results() -> Results:
             Comparison("board", "generated C on host", 20, 40, 0),
             Comparison("board", "TensorFlow Lite Micro", 20, 40, 0),
         ),
+        nodes_compared=2,
         host=(HostRun("LiteRT (XNNPACK)", 0.8, 0.95, 12.5, 14.0),),
         confusion=Confusion(("cat", "dog"), ((9, 1), (3, 7))),
         training={"accuracy": (0.5, 0.8, 0.9), "loss": (1.0, 0.5, 0.25)},

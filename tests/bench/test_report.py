@@ -57,6 +57,7 @@ def test_verdict_and_figures(results: Results) -> None:
     text = page_of(results).text
     assert "All 20 inputs give the same bytes everywhere" in text
     assert "board = generated C on host 40 of 40 bytes equal, 20 inputs" in text
+    assert "node by node 2 of 2 nodes equal, the first input" in text
     assert "9,000 bytes" in text and "1,500 bytes" in text
     assert "80.00 %" in text and "−10.00 pt" in text
     assert "dog as cat (3)" in text.replace("\N{NO-BREAK SPACE}", " ")
