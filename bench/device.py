@@ -87,8 +87,8 @@ def run_on_board(
 
     Raises:
         BadInputError: The inputs do not have the model's shapes or are not int8.
-        BoardError: The board does not answer, holds another model, or a transfer fails
-            repeatedly.
+        BoardError: The board does not answer, holds another model, its stack overflowed, or
+            a transfer fails repeatedly.
         ToolMissingError: The emulator is not installed.
     """
     rows = _pack_inputs(image, inputs)
@@ -133,7 +133,7 @@ def _run_all(
         times_us.append(elapsed_us)
         if emulator is not None and emulator.is_counting:
             counts.append(_last_count(emulator))
-    stack_bytes = device.counters().stack_bytes
+    stack_bytes = _read_stack(image, device)
     return DeviceRun(
         outputs=_unpack_outputs(image, outputs),
         counts=tuple(counts) or None,
@@ -153,6 +153,18 @@ def _check_model(image: Image, device: Device) -> None:
             allowed=f"{image.name} (sha256 {image.model_sha256[:12]}…)",
             hint="flash it first",
         )
+
+
+def _read_stack(image: Image, device: Device) -> int | None:
+    stack_bytes = device.counters().stack_bytes
+    if stack_bytes is not None and stack_bytes >= image.stack_reserve_bytes:
+        raise BoardError(
+            "the stack overflowed",
+            where=f"{image.name} on {image.board}",
+            got=f"all of its {image.stack_reserve_bytes} bytes in use",
+            hint="raise stack_bytes in the board's file",
+        )
+    return stack_bytes
 
 
 def _last_count(emulator: RunningEmulator) -> InstructionCount:

@@ -24,9 +24,9 @@ from edgekiln.errors import BadInputError, BoardError
 READY = "m-ready"
 STARTED = "m-init-done"
 
-# How many bytes of input go into one `db` command. Whatever the number, a line buffer on the
-# board is not needed; shorter commands find a lost byte sooner.
-CHUNK_BYTES = 512
+# How many bytes of input go into one command. The board has no line buffer, so any number
+# would do; shorter commands find a lost byte sooner.
+CHUNK_BYTES = 1024
 
 _CHECKED = re.compile(r"(?P<text>m-(?P<kind>[a-z]+)-\[(?P<fields>[^\]]*)\])\*(?P<crc>[0-9a-f]{8})")
 _NAME = re.compile(r"m-name-dut-\[(.*)\]")
@@ -95,6 +95,11 @@ class Timing:
     iterations: int
     elapsed_us: int
     results: tuple[float, ...]
+
+
+def stuff_bytes(data: bytes) -> bytes:
+    """Returns bytes in the form that ``data`` takes: ``%`` and ``}`` escaped by ``}``."""
+    return data.replace(b"}", b"}\x5d").replace(b"%", b"}\x05")
 
 
 class _LineError(Exception):
@@ -279,7 +284,7 @@ class Device:
             ) from None
         answer: Sequence[str] = ()
         for start in range(0, len(data), self._chunk_bytes):
-            answer = self._command(f"db {data[start : start + self._chunk_bytes].hex()}")
+            answer = self._command(b"data " + stuff_bytes(data[start : start + self._chunk_bytes]))
         if "m-load-done" not in answer:
             raise _LineError("the input arrived incomplete")
 
@@ -313,14 +318,15 @@ class Device:
 
     # ---- the line ----
 
-    def _command(self, text: str, *, first_s: float = 0.0) -> list[str]:
+    def _command(self, text: str | bytes, *, first_s: float = 0.0) -> list[str]:
         """Sends a command and returns the lines of its answer, without the last, m-ready.
 
         Args:
             text: The command without its end, the '%'.
             first_s: How long the board may work before it answers, beyond the usual.
         """
-        self._send(text.encode("ascii") + b"%")
+        command = text.encode("ascii") if isinstance(text, str) else text
+        self._send(command + b"%")
         end = time.monotonic() + first_s + self._timeout_s
         lines: list[str] = []
         for line in self._read_lines(end, longest_pause_s=first_s + self._timeout_s):
@@ -329,7 +335,8 @@ class Device:
                 return lines
             self._check_line(line)
             lines.append(line)
-        raise _LineError(f"{text.split(' ')[0]}: {'no' if not lines else 'half an'} answer")
+        name = command.partition(b" ")[0].decode("ascii")
+        raise _LineError(f"{'half an' if lines else 'no'} answer to {name}")
 
     def _check_line(self, line: str) -> None:
         fault = _FAULT.fullmatch(line)

@@ -178,7 +178,7 @@ def load_board(slug: str) -> Board:
     """
     slugs = board_slugs()
     if slug not in slugs:
-        near = difflib.get_close_matches(slug, slugs, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(slug.lower(), slugs, n=1, cutoff=0.5)
         raise BadInputError(
             "no such board",
             got=repr(slug),

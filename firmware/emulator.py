@@ -33,6 +33,7 @@ class RunningEmulator:
 
     Attributes:
         port: The path of the serial port to open.
+        pid: The process.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class RunningEmulator:
         counting: tuple[CountPlan, Path] | None = None,
     ) -> None:
         self.port = port
+        self.pid = process.pid
         self._name = name
         self._process = process
         self._log = log
@@ -196,5 +198,6 @@ def _wait_for_port(name: str, process: subprocess.Popen[bytes], log: Path) -> st
 
 
 def _fail_early(name: str, code: int, log: Path) -> None:
-    last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+    words = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    last = " ".join(line.strip() for line in words if line.strip())[-300:]
     raise BoardError(f"{name} ended with code {code}", got=last or "no message")

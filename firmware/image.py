@@ -130,7 +130,7 @@ def build_image(
         selftest: Link the golden pair and the ``selftest`` command. Off by default: the same
             can be had by sending the golden input, and flash sizes stay the model's.
         model_flags: How the model's code is optimized.
-        extra_flags: Flags for all files, such as ``-Werror`` in tests.
+        extra_flags: Flags for all files and the linker, such as ``-Werror`` in tests.
 
     Raises:
         DoesNotFitError: The model is larger than the board's flash or RAM.
@@ -146,7 +146,7 @@ def build_image(
         jobs = _plan_jobs(model, board, work, selftest, tuple(model_flags), tuple(extra_flags))
         compile_objects(board, jobs)
         elf = work / "image.elf"
-        _link(model, board, [job.object for job in jobs], work, elf)
+        _link(model, board, jobs, work, elf, extra_flags)
         sizes = _measure_host(jobs) if board.is_host else _measure(elf)
         image = Image(
             name=model.name,
@@ -296,14 +296,21 @@ def _plan_jobs(
     return jobs
 
 
-def _link(model: Bundle, board: Board, objects: list[Path], work: Path, elf: Path) -> None:
-    flags: tuple[str, ...] = ()
+def _link(
+    model: Bundle,
+    board: Board,
+    jobs: Sequence[CompileJob],
+    work: Path,
+    elf: Path,
+    extra_flags: Sequence[str],
+) -> None:
+    flags: tuple[str, ...] = tuple(extra_flags)
     if board.memory is not None and board.linker_script is not None:
         script = work / "image.ld"
         template = (FIRMWARE / board.linker_script).read_text(encoding="utf-8")
         script.write_text(emit_linker_script(template, board.slug, board.memory), encoding="utf-8")
-        flags = (*_LINK_FLAGS, f"-T{script}", "-lgcc")
-    message = link(board, objects, flags, elf)
+        flags = (*_LINK_FLAGS, *flags, f"-T{script}", "-lgcc")
+    message = link(board, [job.object for job in jobs], flags, elf)
     if not message:
         return
     if board.memory is not None:

@@ -2,7 +2,6 @@
  *
  * The timer, 32 bits long, is used and not SysTick: SysTick's 24 bits wrap in well under a
  * second, and the interrupt that would count its wraps would be measured with the model.
- * Both interrupts are enabled at the NVIC and masked in the core: they end a wfi and no more.
  */
 #include <stdint.h>
 
@@ -44,8 +43,6 @@ void ek_port_init(void)
     TIMER_RELOAD = 0xFFFFFFFFu;
     TIMER_VALUE = 0xFFFFFFFFu;
     TIMER_CTRL = TIMER_CTRL_ON_IRQ;
-    EK_NVIC_ISER(EK_UART_INTERRUPT) = EK_NVIC_BIT(EK_UART_INTERRUPT);
-    EK_NVIC_ISER(EK_TIMER_INTERRUPT) = EK_NVIC_BIT(EK_TIMER_INTERRUPT);
 }
 
 struct ek_time ek_port_now(void)
@@ -57,7 +54,7 @@ struct ek_time ek_port_now(void)
 uint8_t ek_port_get(void)
 {
     while ((UART_STATE & UART_STATE_RX_FULL) == 0u) {
-        __asm__ volatile("wfi" ::: "memory");
+        ek_sleep_until_interrupt(EK_UART_INTERRUPT, EK_TIMER_INTERRUPT);
         (void)ek_port_now(); /* the timer wakes the core before its counter wraps again */
         TIMER_INTCLEAR = 1u;
         UART_INTCLEAR = UART_INT_RX;

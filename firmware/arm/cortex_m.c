@@ -1,8 +1,12 @@
 /* Start-up, faults and stack measurement of a Cortex-M.
  *
  * The stack lies at the bottom of RAM and grows towards its start, so that an overflow leaves
- * RAM and faults at once instead of overwriting variables. Interrupts are never enabled: they
- * only end a wait-for-interrupt (see the drivers).
+ * RAM and faults at once instead of overwriting variables. (QEMU's MPS2 ignores such a write;
+ * there a stack that was used up tells, see ek_port_stack_peak.)
+ *
+ * No interrupt is ever taken: drivers use them to end a wfi, with interrupts masked around it.
+ * Elsewhere they are not masked, as that would turn a BusFault, which an overflow can be
+ * reported from, into a HardFault, whose own stacking must not fail.
  */
 #include <stdint.h>
 
@@ -23,16 +27,16 @@ void ek_fault_in_c(const uint32_t *frame);
 
 typedef void (*handler)(void);
 
-/* The 16 exceptions of the architecture. With interrupts masked and the configurable faults
- * not enabled, only reset, NMI and HardFault are ever taken. */
+/* The 16 exceptions of the architecture: reset, NMI, HardFault, MemManage, BusFault and
+ * UsageFault, and others which are not used. */
 __attribute__((section(".vectors"), used)) static const handler vectors[16] = {
-    (handler)(uintptr_t)ek_stack_top, ek_reset, ek_fault, ek_fault,
+    (handler)(uintptr_t)ek_stack_top, ek_reset, ek_fault, ek_fault, ek_fault, ek_fault, ek_fault,
 };
 
 /* Starts without a stack frame of its own: the whole stack is painted while it is empty. */
 __attribute__((naked, noreturn)) void ek_reset(void)
 {
-    __asm__ volatile(".syntax unified\ncpsid i\n"
+    __asm__ volatile(".syntax unified\n"
                      "ldr r0, =ek_stack_bottom\n"
                      "ldr r1, =ek_stack_top\n"
                      "mov sp, r1\n"
@@ -54,6 +58,7 @@ __attribute__((used, noreturn)) void ek_start(void)
 {
 #if __ARM_ARCH >= 7
     EK_SCB_VTOR = (uint32_t)(uintptr_t)vectors;
+    EK_SCB_SHCSR = 7u << 16; /* enables MemManage, BusFault and UsageFault */
 #endif
 #if defined(__ARM_FP) || defined(__ARM_FEATURE_MVE)
     EK_SCB_CPACR |= 0xFu << 20; /* full access to CP10 and CP11 */

@@ -7,10 +7,25 @@
 #define EK_REGISTER(address) (*(volatile uint32_t *)(uintptr_t)(address))
 
 #define EK_SCB_VTOR EK_REGISTER(0xE000ED08u)
+#define EK_SCB_SHCSR EK_REGISTER(0xE000ED24u)
 #define EK_SCB_CFSR EK_REGISTER(0xE000ED28u)
 #define EK_SCB_CPACR EK_REGISTER(0xE000ED88u)
 #define EK_NVIC_ISER(interrupt) EK_REGISTER(0xE000E100u + 4u * ((interrupt) / 32u))
+#define EK_NVIC_ICER(interrupt) EK_REGISTER(0xE000E180u + 4u * ((interrupt) / 32u))
 #define EK_NVIC_ICPR(interrupt) EK_REGISTER(0xE000E280u + 4u * ((interrupt) / 32u))
 #define EK_NVIC_BIT(interrupt) (1u << ((interrupt) % 32u))
+
+/* Sleeps until one of two interrupts is pending, without taking it. The caller clears its
+ * cause, then what is pending. */
+static inline void ek_sleep_until_interrupt(uint32_t first, uint32_t second)
+{
+    __asm__ volatile("cpsid i" ::: "memory");
+    EK_NVIC_ISER(first) = EK_NVIC_BIT(first);
+    EK_NVIC_ISER(second) = EK_NVIC_BIT(second);
+    __asm__ volatile("dsb\nwfi" ::: "memory");
+    EK_NVIC_ICER(first) = EK_NVIC_BIT(first);
+    EK_NVIC_ICER(second) = EK_NVIC_BIT(second);
+    __asm__ volatile("dsb\nisb\ncpsie i" ::: "memory");
+}
 
 #endif

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgekiln.bench.device import run_on_board
+from edgekiln.errors import BadInputError, BoardError
+from edgekiln.export.compiler import compile_model, write_bundle
+from edgekiln.export.interpret import run_graph
+from edgekiln.export.tflite_reader import read_tflite
+from edgekiln.firmware.boards import load_board
+from edgekiln.firmware.emulator import start_emulator
+from edgekiln.firmware.image import Image, build_image
+
+Build = Callable[[str], Image]
+
+
+@pytest.fixture(scope="module")
+def model(root: Path) -> bytes:
+    return (root / "tests/golden/digits_mlp_int8.tflite").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def build(model: bytes, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    made: dict[str, Image] = {}
+
+    def image_for(slug: str) -> Image:
+        if slug not in made:
+            board = load_board(slug)
+            directory = tmp_path_factory.mktemp(slug)
+            write_bundle(compile_model(model, name="digits", target=board.target), directory / "c")
+            made[slug] = build_image(directory / "c", board, directory)
+        return made[slug]
+
+    return image_for
+
+
+def noise(image: Image, samples: int) -> NDArray[np.int8]:
+    shape = (samples, *image.inputs[0].shape[1:])
+    return np.random.default_rng(samples).integers(-128, 128, shape).astype(np.int8)
+
+
+@pytest.mark.emulator
+def test_an_emulated_board(build: Build, model: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    image = build("mps2-an386")
+    inputs = noise(image, 6)
+    inputs[5] = inputs[2]
+    run = run_on_board(image, load_board("mps2-an386"), inputs)
+    graph = read_tflite(model, "digits")
+    wanted = np.concatenate([run_graph(graph, [row[None]])[0] for row in inputs])
+    (outputs,) = run.outputs
+    assert outputs.dtype == np.int8
+    assert outputs.shape == (6, 10)
+    np.testing.assert_array_equal(outputs, wanted)
+
+    assert run.counts is not None and len(run.counts) == 6
+    assert run.counts[5] == run.counts[2]
+    totals = [count.total for count in run.counts]
+    assert run.instructions == totals[0]
+    assert (run.instructions_min, run.instructions_max) == (min(totals), max(totals))
+    assert run.per_node_instructions == run.counts[0].per_node
+    assert len(run.counts[0].per_node) == len(image.nodes)
+
+    assert run.latency_us is None
+    assert run.stack_bytes is not None
+    assert 0 < run.stack_bytes < image.stack_reserve_bytes
+    assert run.ram_bytes == image.arena_bytes + image.bss_bytes + run.stack_bytes
+    assert run.retries == 0
+    assert "inferences on mps2-an386" in capfd.readouterr().err
+
+
+def test_the_host_as_a_board(build: Build, capfd: pytest.CaptureFixture[str]) -> None:
+    image = build("host")
+    run = run_on_board(image, load_board("host"), noise(image, 3), progress=False)
+    assert run.outputs[0].shape == (3, 10)
+    assert run.counts is run.instructions is run.per_node_instructions is None
+    assert run.instructions_min is run.instructions_max is None
+    assert run.stack_bytes is None
+    assert run.latency_us is not None and run.latency_us >= 0
+    assert run.ram_bytes == image.arena_bytes + image.data_bytes + image.bss_bytes
+    assert capfd.readouterr().err == ""
+
+
+def test_a_board_on_a_port(build: Build) -> None:
+    image, board = build("host"), load_board("host")
+    with start_emulator(board, image) as there:
+        run = run_on_board(image, board, noise(image, 2), port=there.port, progress=False)
+    again = run_on_board(image, board, noise(image, 2), progress=False)
+    np.testing.assert_array_equal(run.outputs[0], again.outputs[0])
+
+
+def test_a_board_that_holds_another_model(build: Build) -> None:
+    image, board = build("host"), load_board("host")
+    other = dataclasses.replace(image, model_sha256="cd" * 32)
+    with (
+        start_emulator(board, image) as there,
+        pytest.raises(BoardError, match=r"holds another model; got digits .*flash it first"),
+    ):
+        run_on_board(other, board, noise(image, 1), port=there.port, progress=False)
+
+
+@pytest.mark.emulator
+def test_a_stack_that_overflowed_is_not_overlooked(build: Build) -> None:
+    image = dataclasses.replace(build("mps2-an386"), stack_reserve_bytes=64)
+    with pytest.raises(BoardError, match=r"the stack overflowed; got all of its 64 bytes in use"):
+        run_on_board(image, load_board("mps2-an386"), noise(image, 1), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (np.zeros((2, 8, 8, 1), np.float32), "have to be int8; got float32"),
+        (np.zeros((2, 63), np.int8), r"wrong shape; got \[2, 63\]; allowed: \[2, 8, 8, 1\]"),
+        (np.zeros((0, 8, 8, 1), np.int8), "no inputs to run"),
+        ([np.zeros((1, 64), np.int8)] * 2, "wrong number of inputs; got 2; allowed: 1"),
+    ],
+)
+def test_inputs_that_are_not_the_models(
+    build: Build, inputs: NDArray[np.int8] | list[NDArray[np.int8]], message: str
+) -> None:
+    image = build("host")
+    with pytest.raises(BadInputError, match=message):
+        run_on_board(image, load_board("host"), inputs)
