@@ -6,8 +6,8 @@ import enum
 
 import numpy as np
 
-from edgekiln.export.fixed_point import INT8_MAX, INT8_MIN, round_half_away_f32
-from edgekiln.export.ir import Quantization
+from edgekiln.export.fixed_point import round_half_away_f32
+from edgekiln.export.ir import DType, Quantization
 
 
 class Activation(enum.Enum):
@@ -33,9 +33,24 @@ def quantize_f32(value: float, q: Quantization) -> int:
     return q.zero_point + round_half_away_f32(np.float32(value) / np.float32(q.scale))
 
 
-def activation_range(activation: Activation, q: Quantization) -> tuple[int, int]:
-    """Returns the smallest and largest int8 output (``CalculateActivationRangeQuantized``)."""
-    low, high = INT8_MIN, INT8_MAX
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+def activation_range_f32(activation: Activation) -> tuple[float, float]:
+    """Returns the smallest and largest float32 output (``CalculateActivationRange``)."""
+    return {
+        Activation.RELU: (0.0, FLOAT32_MAX),
+        Activation.RELU6: (0.0, 6.0),
+        Activation.RELU_N1_TO_1: (-1.0, 1.0),
+    }.get(activation, (-FLOAT32_MAX, FLOAT32_MAX))
+
+
+def activation_range(
+    activation: Activation, q: Quantization, dtype: DType = DType.INT8
+) -> tuple[int, int]:
+    """Returns the smallest and largest output code (``CalculateActivationRangeQuantized``)."""
+    bounds = np.iinfo(dtype.value)
+    low, high = int(bounds.min), int(bounds.max)
     if activation in (Activation.RELU, Activation.RELU6):
         low = max(low, quantize_f32(0.0, q))
     if activation is Activation.RELU6:

@@ -248,21 +248,36 @@ class Op:
         if len(self.outputs) != outputs:
             self.reject(graph, "wrong number of outputs", len(self.outputs), outputs)
 
-    def check_int8(self, graph: Graph, tensor: Tensor) -> None:
-        """Checks that a tensor is int8 and quantized per tensor."""
-        if tensor.dtype is not DType.INT8:
-            hint = "quantize the model to int8 first (edgekiln quantize)"
+    def check_type(self, graph: Graph, tensor: Tensor, *allowed: DType) -> None:
+        """Checks a tensor's type, and that quantized activations have one scale.
+
+        int8, uint8 and int16 count as quantized; a float32 or int32 tensor needs no scale.
+        """
+        if tensor.dtype not in allowed:
+            float_instead = tensor.dtype is DType.FLOAT32 and DType.INT8 in allowed
             self.unsupported(
                 graph,
                 f"tensor '{tensor.name}' has a type which is not supported here",
                 tensor.dtype.value,
-                "int8",
-                hint if tensor.dtype is DType.FLOAT32 else "",
+                " or ".join(dtype.value for dtype in allowed),
+                "quantize the model to int8 first (edgekiln quantize)" if float_instead else "",
             )
-        if tensor.quantization is None:
-            self.reject(graph, f"int8 tensor '{tensor.name}' carries no scale")
-        if tensor.quantization.per_channel and not tensor.is_constant:
-            self.reject(graph, f"tensor '{tensor.name}' is quantized per channel")
+        if tensor.dtype in (DType.INT8, DType.UINT8, DType.INT16):
+            if tensor.quantization is None:
+                self.reject(graph, f"{tensor.dtype.value} tensor '{tensor.name}' carries no scale")
+            if tensor.quantization.per_channel and not tensor.is_constant:
+                self.reject(graph, f"tensor '{tensor.name}' is quantized per channel")
+
+    def check_int8(self, graph: Graph, tensor: Tensor) -> None:
+        """Checks that a tensor is int8 and quantized per tensor."""
+        self.check_type(graph, tensor, DType.INT8)
+
+    def check_same_type(self, graph: Graph, a: Tensor, b: Tensor) -> None:
+        """Checks that two tensors have the same element type."""
+        if a.dtype is not b.dtype:
+            self.unsupported(
+                graph, f"types of '{a.name}' and '{b.name}' differ", b.dtype.value, a.dtype.value
+            )
 
     def check_same_shape(self, graph: Graph, a: Tensor, b: Tensor) -> None:
         """Checks that two tensors have the same shape."""
