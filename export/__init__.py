@@ -1,1 +1,1 @@
-"""What leaves the PC: .tflite, ONNX, the C array, and the compiler that turns int8 models into C."""
+"""What leaves the PC: .tflite, ONNX, the C array, and the compiler from int8 models to C."""
