@@ -7,13 +7,14 @@ page forbids scripts and anything fetched from elsewhere.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgekiln import __version__
-from edgekiln.bench.results import Confusion, MemoryPlan, Results
+from edgekiln.bench.results import Buffer, Confusion, MemoryPlan, Results
 from edgekiln.errors import ToolMissingError
 from edgekiln.files import write_text
 
@@ -134,6 +135,7 @@ class PlanView:
     columns: tuple[tuple[float, str], ...]
     ticks: tuple[tuple[float, str], ...]
     bound_y: float
+    has_overlaps: bool
 
 
 @dataclass(frozen=True)
@@ -395,6 +397,17 @@ def plan_memory(plan: MemoryPlan) -> PlanView | None:
         columns=tuple((left + column * (i + 0.5), name) for i, name in enumerate(plan.steps)),
         ticks=tuple((height - mark * scale, grouped(round(mark))) for mark in marks),
         bound_y=height - plan.bound_bytes * scale,
+        has_overlaps=any(overlap(a, b) for a, b in itertools.combinations(plan.buffers, 2)),
+    )
+
+
+def overlap(a: Buffer, b: Buffer) -> bool:
+    """Tells whether two buffers share bytes while both are needed."""
+    return (
+        a.first <= b.last
+        and b.first <= a.last
+        and a.offset < b.offset + b.bytes
+        and b.offset < a.offset + a.bytes
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgekiln.bench import report
-from edgekiln.bench.results import Accuracy, Confusion, NodeCost, Results
+from edgekiln.bench.results import Accuracy, Buffer, Confusion, NodeCost, Results
 from edgekiln.errors import BadInputError
 
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
@@ -191,6 +191,22 @@ def test_memory_plan_stays_inside_its_frame(results: Results) -> None:
     for box in view.boxes:
         assert box.y >= 0 and box.y + box.height <= view.height
         assert box.x >= 0 and box.x + box.width <= view.width
+
+
+@pytest.mark.parametrize(
+    ("b", "shared"),
+    [
+        (Buffer("b", 9, 5, 2, 3), True),
+        (Buffer("b", 10, 5, 2, 3), False),
+        (Buffer("b", 0, 10, 3, 4), False),
+        (Buffer("b", 2, 3, 1, 1), True),
+    ],
+)
+def test_shared_bytes_are_pointed_out(results: Results, b: Buffer, shared: bool) -> None:
+    plan = dataclasses.replace(results.memory_plan, buffers=(Buffer("a", 0, 10, 0, 2), b))
+    assert report.overlap(*plan.buffers) == report.overlap(*plan.buffers[::-1]) == shared
+    text = page_of(dataclasses.replace(results, memory_plan=plan)).text
+    assert ("Where boxes overlap" in text) == shared
 
 
 def test_training_of_constant_values_is_drawn(results: Results) -> None:
