@@ -10,14 +10,14 @@ struct ek_ticks {
 };
 
 /* Brings the time up to date. The counter may have wrapped once since the last call, so this
- * has to be called at least once per 2^32 ticks. per_us: ticks per microsecond, not 0. */
+ * has to be called at least once per 2^32 ticks. per_us: ticks per microsecond, at least 2 (or
+ * the microseconds of a whole turn and what is left of a second would not fit in 32 bits). */
 static inline struct ek_time ek_ticks_update(struct ek_ticks *ticks, uint32_t now, uint32_t per_us)
 {
     const uint32_t microseconds = (now - ticks->last) / per_us;
     ticks->last += microseconds * per_us;
-    ticks->time.seconds += microseconds / 1000000u;
-    ticks->time.microseconds += microseconds % 1000000u;
-    if (ticks->time.microseconds >= 1000000u) {
+    ticks->time.microseconds += microseconds;
+    while (ticks->time.microseconds >= 1000000u) {
         ticks->time.microseconds -= 1000000u;
         ticks->time.seconds += 1u;
     }
