@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -167,11 +168,5 @@ def serve(tasks: Mapping[str, Task]) -> None:
         sys.exit(error.exit_code)
     except Exception as error:
         traceback.print_exc()
-        send({"failure": describe(error)})
+        send({"failure": textwrap.shorten(f"{type(error).__name__}: {error}", 200)})
         sys.exit(1)
-
-
-def describe(error: BaseException) -> str:
-    """Returns an exception's type and the first line of its text."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

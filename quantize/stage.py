@@ -137,17 +137,17 @@ def choose_representative(dataset: Dataset) -> npt.NDArray[np.float32]:
 
 def accuracy_table(summary: Mapping[str, Any]) -> Table:
     """Returns the table of accuracies from the content of ``quantize.json``."""
-    accuracy = summary["accuracy"]
+    measured = summary["accuracy"]
     rows = [
-        ("float", accuracy["float"], accuracy["float_runtime"]),
-        ("pruned", accuracy["pruned"], accuracy["float_runtime"]),
-        ("int8", accuracy["int8_host"], accuracy["int8_runtime"]),
+        ("float", measured["float"], measured["float_runtime"]),
+        ("pruned", measured["pruned"], measured["float_runtime"]),
+        ("int8", measured["int8_host"], measured["int8_runtime"]),
     ]
     return console.make_table(
-        f"{summary['recipe']}: accuracy on {accuracy['samples']} held-out samples",
+        f"{summary['recipe']}: accuracy on {measured['samples']} held-out samples",
         ("model", "accuracy", "against float", "measured with"),
         [
-            (name, f"{100 * value:.2f} %", f"{100 * (value - accuracy['float']):+.2f}", runtime)
+            (name, f"{100 * value:.2f} %", f"{100 * (value - measured['float']):+.2f}", runtime)
             for name, value, runtime in rows
             if value is not None
         ],

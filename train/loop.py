@@ -31,7 +31,8 @@ def train_recipe(recipe: Recipe, directory: Path) -> None:
 
     Raises:
         BadInputError: The data set does not exist, or the directory cannot be written.
-        CheckFailedError: The training diverged.
+        CheckFailedError: The training diverged, or ended below the accuracy that the recipe
+            states.
     """
     dataset = load_dataset(recipe.dataset)
     make_reproducible(recipe.seed)
@@ -45,6 +46,8 @@ def train_recipe(recipe: Recipe, directory: Path) -> None:
         description=f"Training {recipe.name}",
         callbacks=[early_stopping(recipe.patience)],
     )
+    test_accuracy = accuracy(model, dataset.x_test, dataset.y_test)
+    _require_accuracy(recipe, test_accuracy)
     history = {
         "recipe": recipe.name,
         "seed": recipe.seed,
@@ -53,14 +56,29 @@ def train_recipe(recipe: Recipe, directory: Path) -> None:
         "parameters": model.count_params(),
         "accuracy": {
             "validation": accuracy(model, dataset.x_val, dataset.y_val),
-            "test": accuracy(model, dataset.x_test, dataset.y_test),
+            "test": test_accuracy,
         },
         "best_epoch": 1 + int(np.argmin([epoch["val_loss"] for epoch in epochs])),
         "epochs": epochs,
-        "versions": {"keras": keras.__version__, "numpy": np.__version__},
+        "versions": {
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+            "tensorflow": tensorflow.__version__,
+        },
     }
     write_model(model, directory / MODEL_NAME)
     files.write_json(directory / HISTORY_NAME, history)
+
+
+def _require_accuracy(recipe: Recipe, test_accuracy: float) -> None:
+    if test_accuracy < recipe.min_float_accuracy:
+        raise CheckFailedError(
+            "the trained model is below the recipe's accuracy",
+            where=recipe.name,
+            got=f"{test_accuracy:.4f}",
+            allowed=f"{recipe.min_float_accuracy} or more",
+            hint="change the recipe's seed or schedule",
+        )
 
 
 def make_reproducible(seed: int) -> None:

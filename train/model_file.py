@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,7 @@ def read_model(path: Path) -> Any:
         return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
         raise BadModelError(
-            "is not a Keras 3 model that can be loaded", where=path, got=_first_line(error)
+            "is not a Keras 3 model that can be loaded",
+            where=path,
+            got=textwrap.shorten(f"{type(error).__name__}: {error}", 200),
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
