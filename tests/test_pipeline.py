@@ -308,12 +308,13 @@ def test_deploy_of_a_file_to_an_emulated_board(model: str, tmp_path: Path) -> No
 
 def run_deploy(model: str, build: Path) -> str:
     """Runs the command as a user does; returns what it says."""
-    command = [sys.executable, "-m", "edgekiln", "deploy", "--board", "mps2-an386"]
+    command = [sys.executable, "-m", "edgekiln", "deploy", "--board", "mps2-an386", "--json"]
     done = subprocess.run(
         [*command, "--build-dir", str(build), model], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [str(build / model / "mps2-an386" / "results.json")]
+    results = build / model / "mps2-an386" / "results.json"
+    assert json.loads(done.stdout) == json.loads(results.read_text(encoding="utf-8"))
     return done.stderr
 
 
