@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,8 +105,8 @@ def build_plugin(qemu: str) -> Path:
         ToolMissingError: The system has no C compiler.
         BadInputError: The plugin does not compile, or the cache cannot be written.
     """
-    api = _plugin_api(qemu)
-    text = _SOURCE.read_bytes() + f"{api} {platform.machine()} {_FLAGS}".encode()
+    flags = (*_FLAGS, *_plugin_defines(qemu))
+    text = _SOURCE.read_bytes() + f"{platform.machine()} {flags}".encode()
     library = _cache_directory() / f"count-{hashlib.sha256(text).hexdigest()[:16]}.so"
     if library.is_file():
         return library
@@ -116,7 +117,7 @@ def build_plugin(qemu: str) -> Path:
         library.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(suffix=".so", dir=library.parent)
         os.close(handle)
-        _compile_plugin(compiler, api, Path(temporary), library)
+        _compile_plugin([compiler, *flags], Path(temporary), library)
     except OSError as error:
         raise BadInputError(
             f"cannot be written: {error.strerror}",
@@ -126,10 +127,13 @@ def build_plugin(qemu: str) -> Path:
     return library
 
 
-def _compile_plugin(compiler: str, api: int, temporary: Path, library: Path) -> None:
-    command = [compiler, *_FLAGS, f"-DEK_PLUGIN_API={api}", str(_SOURCE), "-o", str(temporary)]
+def _compile_plugin(compiler: Sequence[str], temporary: Path, library: Path) -> None:
     result = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        [*compiler, str(_SOURCE), "-o", str(temporary)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if result.returncode != 0:
         temporary.unlink(missing_ok=True)
@@ -137,13 +141,15 @@ def _compile_plugin(compiler: str, api: int, temporary: Path, library: Path) -> 
     os.replace(temporary, library)
 
 
-def _plugin_api(qemu: str) -> int:
-    """The plugin interface's version: QEMU 9 raised the oldest one that it takes to 2."""
+def _plugin_defines(qemu: str) -> tuple[str, ...]:
+    """What count.c has to know of a QEMU: version 9 changed the plugin interface."""
     result = subprocess.run(
         [qemu, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     match = _VERSION.search(result.stdout)
-    return 2 if match and int(match[1]) >= 9 else 1
+    if match and int(match[1]) >= 9:
+        return ("-DEK_PLUGIN_API=2", "-DEK_PLUGIN_INLINE=0")
+    return ("-DEK_PLUGIN_API=1", "-DEK_PLUGIN_INLINE=1")
 
 
 def _cache_directory() -> Path:

@@ -8,9 +8,10 @@
  * the output: `TOTAL COUNT COUNT …`, one count per node in the plan's order; what is left over
  * is the epilogue after the last node.
  *
- * QEMU's header belongs to no package, so the few functions used are declared here. They are
- * the same in all versions of the interface so far; EK_PLUGIN_API is the version to claim
- * (1 before QEMU 9, 2 from there on).
+ * QEMU's header belongs to no package, so the few functions used are declared here.
+ * EK_PLUGIN_API is the version of the interface to claim: 1 before QEMU 9, 2 from there on.
+ * EK_PLUGIN_INLINE says whether counters may be added to in generated code, which version 2
+ * does another way; without it a callback does it, everywhere and a third slower.
  *
  * Within a translation block instructions follow one another without a branch, so they are
  * counted in runs: a run ends before an instruction that the plan names. The count of a run
@@ -42,7 +43,7 @@ struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *bl
 uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *insn);
 void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *insn, insn_executed callback,
                                             enum qemu_plugin_cb_flags flags, void *data);
-#if EK_PLUGIN_API < 2
+#if EK_PLUGIN_INLINE
 void qemu_plugin_register_vcpu_insn_exec_inline(struct qemu_plugin_insn *insn,
                                                 enum qemu_plugin_op op, void *counter,
                                                 uint64_t amount);
@@ -105,7 +106,7 @@ static void on_end(unsigned int cpu, void *data)
     fflush(out);
 }
 
-#if EK_PLUGIN_API >= 2
+#if !EK_PLUGIN_INLINE
 static void on_run(unsigned int cpu, void *data)
 {
     (void)cpu;
@@ -115,7 +116,7 @@ static void on_run(unsigned int cpu, void *data)
 
 static void count_run(struct qemu_plugin_insn *first, uint64_t length)
 {
-#if EK_PLUGIN_API < 2
+#if EK_PLUGIN_INLINE
     qemu_plugin_register_vcpu_insn_exec_inline(first, QEMU_PLUGIN_INLINE_ADD_U64, &executed,
                                                length);
 #else

@@ -159,6 +159,46 @@ def test_a_known_program_is_counted_exactly(
 
 
 @pytest.mark.emulator
+def test_counting_by_callbacks_as_newer_emulators_need_it(
+    toy_image: Callable[..., Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgekiln.firmware import counting
+
+    defines = counting._plugin_defines("true")  # prints no version, as an old one
+    assert defines == ("-DEK_PLUGIN_API=1", "-DEK_PLUGIN_INLINE=1")
+    changed = ("-DEK_PLUGIN_API=1", "-DEK_PLUGIN_INLINE=0")
+    monkeypatch.setattr(counting, "_plugin_defines", lambda qemu: changed)
+    with (
+        start_emulator(load_board("mps2-an386"), toy_image(KNOWN, nodes=4)) as emulator,
+        Device(emulator.port) as device,
+    ):
+        device.hello()
+        device.load(bytes(4))
+        device.infer(2)
+        assert emulator.take_counts() == (KNOWN_COUNT,) * 2
+
+
+@pytest.mark.parametrize(
+    ("version", "defines"),
+    [
+        ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg)", "-DEK_PLUGIN_API=1"),
+        ("QEMU emulator version 8.2.2 (Debian)", "-DEK_PLUGIN_API=1"),
+        ("QEMU emulator version 9.0.0", "-DEK_PLUGIN_API=2"),
+        ("QEMU emulator version 10.0.3 (Debian)", "-DEK_PLUGIN_API=2"),
+    ],
+)
+def test_the_plugin_claims_what_the_emulator_takes(
+    tmp_path: Path, version: str, defines: str
+) -> None:
+    from edgekiln.firmware import counting
+
+    fake = tmp_path / "qemu"
+    fake.write_text(f"#!/bin/sh\necho '{version}'\n")
+    fake.chmod(0o755)
+    assert counting._plugin_defines(str(fake))[0] == defines
+
+
+@pytest.mark.emulator
 def test_counting_by_runs_equals_counting_one_by_one(digits_image: DigitsImage, root: Path) -> None:
     image = digits_image("cnn", "mps2-an386")
     inputs, _ = digits(root, "cnn")
