@@ -249,6 +249,8 @@ def deploy(model: str, board: str, optimize: str, build_dir: Path, as_json: bool
         results = pipeline.deploy(model, board, build_dir, optimize)
     if as_json:
         click.echo(results.read_text(encoding="utf-8"), nl=False)
+    else:
+        click.echo(results)
 
 
 @cli.command()

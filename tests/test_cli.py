@@ -13,6 +13,7 @@ import pytest
 from tflite.Model import Model
 
 from edgekiln import cli
+from edgekiln.bench.runners import tflm_available
 from edgekiln.errors import EdgekilnError
 
 COMMANDS = (
@@ -72,6 +73,11 @@ BAD_MODELS = {
     "float": (make_float, "float32.*int8"),
     "unsupported": (make_unsupported, "SVDF.*supported-ops"),
 }
+
+
+needs_oracle = pytest.mark.skipif(
+    not tflm_available(), reason="no tflite-micro wheel for this Python and machine"
+)
 
 
 def one_line(err: str) -> str:
@@ -213,12 +219,14 @@ def test_compile_options_are_checked(
     assert list(tmp_path.iterdir()) == []
 
 
+@needs_oracle
 def test_verify(edgekiln: Call, model: Path) -> None:
     code, out, err = edgekiln("verify", model, "--random", 3, "--seed", 7)
     assert (code, err) == (0, "")
     assert "3 inferences on host, all 30 output bytes equal to tflm's" in out
 
 
+@needs_oracle
 def test_verify_json(edgekiln: Call, model: Path) -> None:
     code, out, err = edgekiln("verify", model, "--random", 3, "--json")
     assert (code, err) == (0, "")
@@ -227,6 +235,7 @@ def test_verify_json(edgekiln: Call, model: Path) -> None:
     assert (found["mismatched_bytes"], found["first_mismatch"]) == (0, None)
 
 
+@needs_oracle
 def test_verify_with_inputs_of_ones_own(edgekiln: Call, model: Path) -> None:
     inputs = model.with_name("digits_inputs.npz")
     code, out, err = edgekiln("verify", model, "--inputs", inputs, "--json")
@@ -234,6 +243,7 @@ def test_verify_with_inputs_of_ones_own(edgekiln: Call, model: Path) -> None:
     assert json.loads(out)["samples"] == 32
 
 
+@needs_oracle
 def test_verify_tells_of_a_wrong_byte(
     edgekiln: Call, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +268,15 @@ def test_verify_tells_of_a_wrong_byte(
     assert found["mismatched_bytes"] > 0
     assert found["first_mismatch"]["op"] == "SOFTMAX"
     assert "SOFTMAX" in one_line(err)
+
+
+def test_without_the_oracle_there_is_nothing_to_compare_with(
+    edgekiln: Call, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tflite_micro.python.tflite_micro.runtime", None)
+    code, out, err = edgekiln("verify", model)
+    assert (code, out) == (3, "")
+    assert "edgekiln[oracle]" in one_line(err)
 
 
 def test_models_json(edgekiln: Call) -> None:
@@ -346,6 +365,7 @@ def test_bench_for_people(edgekiln: Call, model: Path, tmp_path: Path) -> None:
     assert "mps2-an386 (emulated)" in out
 
 
+@needs_oracle
 @pytest.mark.emulator
 def test_verify_on_a_board(edgekiln: Call, model: Path) -> None:
     code, out, _ = edgekiln("verify", model, "--random", 3, "--target", "mps2-an386", "--json")
