@@ -109,7 +109,7 @@ def _emulator_to_blame(emulator: RunningEmulator) -> Iterator[None]:
     try:
         yield
     except BoardError:
-        emulator.check_alive()
+        emulator.check_alive(within_s=1.0)
         raise
 
 

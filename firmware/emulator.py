@@ -1,17 +1,18 @@
 """Runs an image in an emulator whose serial port is a pseudo-terminal.
 
-For the host board the program itself takes the emulator's place.
+For the host board the program itself takes the emulator's place. The pseudo-terminal is opened
+here and handed to the emulator: one that QEMU opens itself (``-serial pty``) is looked at once a
+second until it is first connected.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
+import select
 import shutil
 import subprocess
 import tempfile
-import time
 import tty
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,8 +25,6 @@ from edgekiln.firmware.image import Image
 from edgekiln.firmware.toolchain import install_hint
 
 _START_SECONDS = 30.0
-_POLL_SECONDS = 0.005
-_PTY = re.compile(r"char device redirected to (\S+)\s")
 
 
 class RunningEmulator:
@@ -74,18 +73,24 @@ class RunningEmulator:
         self._counts_read_bytes += len(text[0]) + len(text[1])
         return plan.parse(text[0].decode("ascii"))
 
-    def check_alive(self) -> None:
-        """Raises a BoardError with the emulator's last words if it has ended."""
-        code = self._process.poll()
-        if code is not None:
-            _fail_early(self._name, code, self._log)
+    def check_alive(self, *, within_s: float = 0.0) -> None:
+        """Raises a BoardError with the emulator's last words if it has ended.
+
+        Args:
+            within_s: How long to wait for an end that is suspected.
+        """
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(within_s)
+            words = self._log.read_text(encoding="utf-8", errors="replace").split()
+            last = " ".join(words)[-300:]
+            raise BoardError(f"{self._name} ended with code {code}", got=last or "no message")
 
 
 @contextlib.contextmanager
 def start_emulator(
     board: Board, image: Image, *, count: bool = True, plugin_arguments: Sequence[str] = ()
 ) -> Iterator[RunningEmulator]:
-    """Runs an image for the length of a ``with`` block.
+    """Runs an image for the length of a ``with`` block, which begins when it has started.
 
     Args:
         board: The board, with an emulator, or the host.
@@ -95,7 +100,7 @@ def start_emulator(
 
     Raises:
         ToolMissingError: There is no emulator for the board, or it is not installed.
-        BoardError: The emulator ends, or offers no serial port, within 30 seconds.
+        BoardError: The emulator ends, or the application says nothing, within 30 seconds.
         BadInputError: The image is not this board's.
     """
     if image.board != board.slug:
@@ -104,38 +109,57 @@ def start_emulator(
         )
     with tempfile.TemporaryDirectory(prefix="edgekiln-emulator-") as name:
         work = Path(name)
-        if board.is_host:
-            with _run_on_host(image, work) as running:
+        ours, theirs = os.openpty()
+        try:
+            tty.setraw(theirs)
+            if board.is_host:
+                command, counting = [str(image.elf.resolve())], None
+            else:
+                command, counting = _plan_qemu(board, image, work, ours, count, plugin_arguments)
+            with _started(command, work / "log", ours, as_terminal=board.is_host) as process:
+                os.close(ours)  # so that the port breaks when the emulator ends
+                ours = -1
+                program = Path(command[0]).name
+                running = RunningEmulator(
+                    program, os.ttyname(theirs), process, work / "log", counting
+                )
+                _wait_for_greeting(program, running, theirs)
                 yield running
-        else:
-            with _run_in_qemu(board, image, work, count, plugin_arguments) as running:
-                yield running
+        finally:
+            os.close(theirs)  # open all the while: a line that nobody holds open hangs up
+            if ours >= 0:
+                os.close(ours)
 
 
-@contextlib.contextmanager
-def _run_in_qemu(
-    board: Board, image: Image, work: Path, count: bool, plugin_arguments: Sequence[str]
-) -> Iterator[RunningEmulator]:
-    emulator = board.emulator
-    if emulator is None:
+def _plan_qemu(
+    board: Board,
+    image: Image,
+    work: Path,
+    terminal: int,
+    count: bool,
+    plugin_arguments: Sequence[str],
+) -> tuple[list[str], tuple[CountPlan, Path] | None]:
+    if board.emulator is None:
         raise ToolMissingError("there is no emulator for this board", where=board.slug)
-    command = qemu_command(emulator, image.elf)
-    counting = (CountPlan(image), work / "counts") if count else None
-    if counting is not None:
-        plan, counts = counting
-        (work / "plan").write_text(plan.emit(), encoding="ascii")
-        counts.touch()
-        options = [str(build_plugin(command[0])), f"plan={work / 'plan'}", f"out={counts}"]
-        options += plugin_arguments
-        command += ["-plugin", ",".join(option.replace(",", ",,") for option in options)]
-    log = work / "log"
-    with _started(command, log) as process:
-        port = _wait_for_port(emulator.program, process, log)
-        yield RunningEmulator(emulator.program, port, process, log, counting)
+    command = qemu_command(board.emulator, image.elf, terminal)
+    if not count:
+        return command, None
+    plan, counts = CountPlan(image), work / "counts"
+    (work / "plan").write_text(plan.emit(), encoding="ascii")
+    counts.touch()
+    options = [str(build_plugin(command[0])), f"plan={work / 'plan'}", f"out={counts}"]
+    options += plugin_arguments
+    plugin = ",".join(option.replace(",", ",,") for option in options)
+    return [*command, "-plugin", plugin], (plan, counts)
 
 
-def qemu_command(emulator: boards.Emulator, elf: Path) -> list[str]:
-    """Returns the command that runs an ELF with its UART on a pseudo-terminal.
+def qemu_command(emulator: boards.Emulator, elf: Path, terminal: int) -> list[str]:
+    """Returns the command that runs an ELF with its UART on an open terminal.
+
+    Args:
+        emulator: The emulator.
+        elf: The image.
+        terminal: The file descriptor of a pseudo-terminal's own end, which it inherits.
 
     Raises:
         ToolMissingError: The emulator is not installed.
@@ -146,36 +170,33 @@ def qemu_command(emulator: boards.Emulator, elf: Path) -> list[str]:
             f"{emulator.program} is not installed", hint=install_hint(emulator.packages)
         )
     command = [program, "-M", emulator.machine, "-display", "none", "-monitor", "none"]
-    return [*command, "-serial", "pty", "-kernel", str(elf)]
-
-
-@contextlib.contextmanager
-def _run_on_host(image: Image, work: Path) -> Iterator[RunningEmulator]:
-    ours, theirs = os.openpty()
-    try:
-        tty.setraw(theirs)  # and kept open: a line that nobody holds open hangs up
-        log = work / "log"
-        with _started([str(image.elf.resolve())], log, terminal=ours) as process:
-            yield RunningEmulator(image.elf.name, os.ttyname(theirs), process, log)
-    finally:
-        os.close(ours)
-        os.close(theirs)
+    command += ["-add-fd", f"fd={terminal},set=1"]
+    command += ["-chardev", "serial,id=uart,path=/dev/fdset/1", "-serial", "chardev:uart"]
+    return [*command, "-kernel", str(elf)]
 
 
 @contextlib.contextmanager
 def _started(
-    command: Sequence[str], log: Path, *, terminal: int | None = None
+    command: Sequence[str], log: Path, terminal: int, *, as_terminal: bool
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs a program with its messages in ``log``, and ends it, whatever happens."""
+    """Runs a program with its messages in ``log``, and ends it, whatever happens.
+
+    Args:
+        command: The program and its arguments.
+        log: Where its messages go.
+        terminal: A file descriptor that it inherits.
+        as_terminal: Make that its standard input and output, too.
+    """
     # Where util-linux is there, the program also ends when this process is killed.
     setpriv = shutil.which("setpriv")
     guarded = [setpriv, "--pdeathsig", "KILL", *command] if setpriv else [*command]
     with log.open("wb") as messages:
         process = subprocess.Popen(
             guarded,
-            stdin=subprocess.DEVNULL if terminal is None else terminal,
-            stdout=messages if terminal is None else terminal,
+            stdin=terminal if as_terminal else subprocess.DEVNULL,
+            stdout=terminal if as_terminal else messages,
             stderr=messages,
+            pass_fds=[terminal],
         )
     try:
         yield process
@@ -184,20 +205,16 @@ def _started(
         process.wait()
 
 
-def _wait_for_port(name: str, process: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline:
-        match = _PTY.search(log.read_text(encoding="utf-8", errors="replace"))
-        if match:
-            return match[1]
-        code = process.poll()
-        if code is not None:
-            _fail_early(name, code, log)
-        time.sleep(_POLL_SECONDS)
-    raise BoardError(f"{name} offered no serial port within {_START_SECONDS:.0f} s")
+def _wait_for_greeting(name: str, running: RunningEmulator, terminal: int) -> None:
+    """Waits for the application's first word, which is left for the reader."""
+    readable, _, _ = select.select([terminal], [], [], _START_SECONDS)
+    if not readable:
+        running.check_alive()
+        raise BoardError(f"{name}: the application did not start in {_START_SECONDS:.0f} s")
+    running.check_alive(within_s=_START_SECONDS if _has_hung_up(terminal) else 0.0)
 
 
-def _fail_early(name: str, code: int, log: Path) -> None:
-    words = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    last = " ".join(line.strip() for line in words if line.strip())[-300:]
-    raise BoardError(f"{name} ended with code {code}", got=last or "no message")
+def _has_hung_up(terminal: int) -> bool:
+    poll = select.poll()
+    poll.register(terminal, select.POLLHUP)
+    return bool(poll.poll(0))

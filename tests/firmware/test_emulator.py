@@ -400,6 +400,23 @@ def test_an_emulator_that_gives_up_is_quoted(digits_image: DigitsImage) -> None:
 
 
 @pytest.mark.emulator
+def test_an_application_that_does_not_start(
+    toy_image: Callable[..., Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = toy_image(CAREFUL)
+    code = image.elf.read_bytes()
+    reset = bytes.fromhex("0448 0549 8d46")  # ldr r0, …; ldr r1, …; mov sp, r1
+    assert code.count(reset) == 1
+    image.elf.write_bytes(code.replace(reset, bytes.fromhex("fee7 0549 8d46")))  # b .
+    monkeypatch.setattr("edgekiln.firmware.emulator._START_SECONDS", 0.3)
+    with (
+        pytest.raises(BoardError, match="the application did not start"),
+        start_emulator(load_board("mps2-an386"), image, count=False),
+    ):
+        pass
+
+
+@pytest.mark.emulator
 def test_an_emulator_that_dies_is_noticed(digits_image: DigitsImage) -> None:
     image = digits_image("mlp", "mps2-an386")
     with (
@@ -412,7 +429,7 @@ def test_an_emulator_that_dies_is_noticed(digits_image: DigitsImage) -> None:
         with pytest.raises(BoardError):
             device.run(bytes(64))
         with pytest.raises(BoardError, match="qemu-system-arm ended with code -9"):
-            emulator.check_alive()
+            emulator.check_alive(within_s=5)
 
 
 @pytest.mark.emulator
