@@ -135,6 +135,19 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Tolerance:
+    """How far a float32 value may lie from the oracle's: ``absolute + relative * |oracle|``.
+
+    Attributes:
+        relative: In relation to the oracle's value.
+        absolute: For values near zero.
+    """
+
+    relative: float = 1e-5
+    absolute: float = 1e-6
+
+
+@dataclass(frozen=True)
 class Op:
     """Base of all operators.
 
@@ -153,6 +166,9 @@ class Op:
 
     variants: ClassVar[str] = "int8"
     """What of the operator is supported, for the table of operators."""
+
+    tolerance: ClassVar[Tolerance] = Tolerance()
+    """How far its float32 outputs may lie from the oracle's; all other types must be equal."""
 
     aliases_input: ClassVar[bool] = False
     """True when the output is the first input's bytes, so that nothing needs to run."""
