@@ -356,6 +356,28 @@ def test_time_runs(digits_image: DigitsImage) -> None:
             assert 20_000 <= after - before <= (real_after - real_before) * 1e6 + 50_000
 
 
+@pytest.mark.emulator
+def test_variables_have_their_initial_values(write_toy: WriteToy, tmp_path: Path) -> None:
+    code = """
+    static volatile int8_t initialised = 41;
+    static volatile int8_t zeroed[5];
+    void toy_invoke(int8_t *arena) {
+        arena[8] = ++initialised;
+        arena[9] = (int8_t)(zeroed[4] = (int8_t)(zeroed[4] + 1));
+    }"""
+    board = load_board("mps2-an386")
+    image = build_image(write_toy(code, arena_bytes=17), board, tmp_path / "out")
+    assert image.data_bytes == 4
+    assert image.bin is not None and image.flash_bytes == image.bin.stat().st_size
+    with (
+        start_emulator(board, image, count=False) as emulator,
+        Device(emulator.port) as device,
+    ):
+        device.hello()
+        assert device.run(bytes(4)) == bytes([42, 1])
+        assert device.run(bytes(4)) == bytes([43, 2])
+
+
 # ---- starting and ending ----
 
 
