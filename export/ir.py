@@ -48,6 +48,7 @@ class DType(enum.Enum):
     INT16 = "int16"
     INT32 = "int32"
     INT64 = "int64"
+    UINT32 = "uint32"
     FLOAT32 = "float32"
     FLOAT64 = "float64"
     FLOAT16 = "float16"

@@ -64,7 +64,8 @@ class MemoryPlan:
         arena_bytes: Size of the arena.
         bound_bytes: What the operator with the largest need takes by itself, overlaps
             included: no plan can be smaller (but for a few bytes at an unaligned end).
-        live_set_bytes: The same without overlaps: the largest sum of live buffers.
+        live_set_bytes: The largest sum of activations alive at one operator: the bound
+            without overlaps and working memory.
         peak: Position of the operator that decides the bound; -1 before the first.
         offsets: Offset in bytes of each tensor that lies in the arena.
         scratch: Offset in bytes of working memory, by operator position and piece.
@@ -173,7 +174,7 @@ def plan_memory(
     buffers = find_buffers(graph, root, nodes, outside)
     overlaps = find_overlaps(buffers, root, nodes)
     bound, peak = _bound(buffers, overlaps, len(graph.ops))
-    live_set, _ = _bound(buffers, {}, len(graph.ops))
+    live_set, _ = _bound([b for b in buffers if b.scratch < 0], {}, len(graph.ops))
     starts = _Search(buffers, overlaps).run(bound)
     placed = list(zip(buffers, starts, strict=True))
     return MemoryPlan(

@@ -7,7 +7,8 @@ constants, and ``<model>_invoke``, which calls them node by node.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import Any
 
@@ -17,6 +18,8 @@ from edgekiln.export.emit.code import emit_code
 from edgekiln.export.emit.interface import emit_interface
 from edgekiln.export.emit.program import Program
 from edgekiln.export.emit.tables import Tables, emit_golden
+
+_INCLUDE = re.compile(r'^#include "(ek_\w+\.h)"', re.MULTILINE)
 
 
 def emit_files(program: Program, golden: Mapping[str, NDArray[Any]]) -> dict[str, str]:
@@ -35,7 +38,16 @@ def emit_files(program: Program, golden: Mapping[str, NDArray[Any]]) -> dict[str
         f"{name}_weights.c": tables.emit_definitions(),
         f"{name}_golden.c": emit_golden(program, golden),
     }
-    kernels = resources.files("edgekiln.export") / "kernels"
-    for header in sorted({"ek_common.h", *program.headers()}):
-        files[header] = (kernels / header).read_text(encoding="utf-8")
-    return files
+    return files | read_kernels({"ek_common.h", *program.headers()})
+
+
+def read_kernels(headers: Iterable[str]) -> dict[str, str]:
+    """Returns the text of kernel headers, and of those that they include, by name."""
+    directory = resources.files("edgekiln.export") / "kernels"
+    found: dict[str, str] = {}
+    wanted = set(headers)
+    while wanted:
+        header = wanted.pop()
+        found[header] = (directory / header).read_text(encoding="utf-8")
+        wanted |= set(_INCLUDE.findall(found[header])) - set(found)
+    return dict(sorted(found.items()))

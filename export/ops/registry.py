@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgekiln.export.ops import cortex_m4
 from edgekiln.export.ops.add import Add
 from edgekiln.export.ops.base import Op
 from edgekiln.export.ops.concatenation import Concatenation
@@ -36,3 +37,7 @@ OPS: dict[str, type[Op]] = {
         Tanh,
     )
 }
+
+Conv2D.kernels += cortex_m4.CONV_2D
+DepthwiseConv2D.kernels += cortex_m4.DEPTHWISE_CONV_2D
+FullyConnected.kernels += cortex_m4.FULLY_CONNECTED
