@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -57,13 +58,20 @@ def digits_image(
 
 
 @pytest.fixture
-def write_toy(tmp_path: Path) -> Callable[..., Path]:
+def write_toy(tmp_path: Path, write_toy_into: Callable[..., Path]) -> Callable[..., Path]:
+    """Returns a function that writes a toy into the test's own directory."""
+    return functools.partial(write_toy_into, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def write_toy_into() -> Callable[..., Path]:
     """Returns a function that writes a bundle by hand, for what no model does by itself.
 
     The toy has an input of 4 bytes at the arena's start and an output of 2 bytes at 8.
     """
 
     def write(
+        parent: Path,
         code: str,
         *,
         nodes: int = 1,
@@ -72,7 +80,7 @@ def write_toy(tmp_path: Path) -> Callable[..., Path]:
         io: str = "arena",
         dtype: str = "int8",
     ) -> Path:
-        directory = tmp_path / "toy"
+        directory = parent / "toy"
         directory.mkdir(exist_ok=True)
         tensor = {"scale": 0.5, "zero_point": -1, "dtype": dtype}
         report = {

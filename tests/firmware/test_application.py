@@ -32,13 +32,20 @@ void toy_invoke(int8_t *arena)
 """
 
 
+@pytest.fixture(scope="module")
+def toy(write_toy_into: WriteToy, tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """The toy on the host, under the address and undefined-behaviour sanitizers."""
+    directory = tmp_path_factory.mktemp("application")
+    flags = ["-Werror", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    bundle = write_toy_into(directory, CODE)
+    return build_image(bundle, load_board("host"), directory, selftest=True, extra_flags=flags)
+
+
 @pytest.fixture
-def say(write_toy: WriteToy, tmp_path: Path) -> Iterator[Callable[[bytes], list[str]]]:
-    """Sends bytes to the application, built for the host, and returns the lines it answers."""
-    board = load_board("host")
-    image = build_image(write_toy(CODE), board, tmp_path / "image", selftest=True)
+def say(toy: Image) -> Iterator[Callable[[bytes], list[str]]]:
+    """Sends bytes to the application and returns the lines that it answers."""
     with (
-        start_emulator(board, image) as running,
+        start_emulator(load_board("host"), toy) as running,
         serial.Serial(running.port, 115_200, timeout=5) as port,
     ):
         port.write(b"name%")  # opening a port drops what came before, perhaps half a line
