@@ -37,6 +37,27 @@ static EK_INLINE int8_t ek_clamp_s8(int32_t value, int32_t low, int32_t high)
     return (int8_t)ek_min_s32(ek_max_s32(value, low), high);
 }
 
+static EK_INLINE int16_t ek_clamp_s16(int32_t value, int32_t low, int32_t high)
+{
+    return (int16_t)ek_min_s32(ek_max_s32(value, low), high);
+}
+
+/* Arithmetic that wraps around, where overflow is the model's own doing. */
+static EK_INLINE int32_t ek_wrapping_add(int32_t a, int32_t b)
+{
+    return (int32_t)((uint32_t)a + (uint32_t)b);
+}
+
+static EK_INLINE int32_t ek_wrapping_sub(int32_t a, int32_t b)
+{
+    return (int32_t)((uint32_t)a - (uint32_t)b);
+}
+
+static EK_INLINE int32_t ek_wrapping_mul(int32_t a, int32_t b)
+{
+    return (int32_t)((uint32_t)a * (uint32_t)b);
+}
+
 /* a * b / 2^31, rounded to the nearest, halves up. Not for a = b = INT32_MIN.
  * The same integer as gemmlowp's SaturatingRoundingDoublingHighMul. */
 static EK_INLINE int32_t ek_doubling_high_mul(int32_t a, int32_t b)
