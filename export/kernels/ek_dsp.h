@@ -131,7 +131,13 @@ static EK_INLINE int8_t ek_requantize_dsp(int32_t acc, int32_t multiplier, int32
 {
     const int32_t scaled = ek_high_mul(acc * 2, multiplier);
     const int32_t offset = ek_shift_left(2 * zero_point + 1, right - 1);
-    return ek_clamp_s8((scaled + (scaled >> 31) + offset) >> right, low, high);
+    const int32_t value = (scaled + (scaled >> 31) + offset) >> right;
+#if EK_HAS_DSP
+    if (low == INT8_MIN && high == INT8_MAX) {
+        return (int8_t)__ssat(value, 8);
+    }
+#endif
+    return ek_clamp_s8(value, low, high);
 }
 
 #endif
