@@ -73,6 +73,13 @@ static EK_INLINE void ek_gather_bytes_dsp(const ek_conv_2d_dsp_s8_params *p, con
     for (int32_t tap_y = 0; tap_y < p->filter_height; ++tap_y) {
         const int32_t y = in_y + tap_y * p->dilation_height;
         const int8_t *row = input + y * p->input_width * p->input_channels;
+        if (y >= 0 && y < p->input_height && in_x >= 0
+            && in_x + p->filter_width <= p->input_width) {
+            memcpy(to, row + in_x * p->input_channels,
+                   (size_t)(p->filter_width * p->input_channels));
+            to += p->filter_width * p->input_channels;
+            continue;
+        }
         for (int32_t tap_x = 0; tap_x < p->filter_width; ++tap_x) {
             const int32_t x = in_x + tap_x;
             if (y < 0 || y >= p->input_height || x < 0 || x >= p->input_width) {

@@ -6,9 +6,8 @@
  * bias         int32 [channels]
  * right_shift  int8 [channels], in [1, 22]
  * output       int8 [output_height, output_width, channels]
- * Where no window reaches over the border (padded 0) the bias has input_zero_point *
- * sum(filter) taken off ahead of time, otherwise the taps add (x + input_offset) * w.
- * Rounding: ek_requantize_dsp.
+ * The taps add (x + input_offset) * w; those outside of the input add nothing. Rounding:
+ * ek_requantize_dsp.
  * Order: outputs in memory order, four channels at a time; they are written after their
  * windows were read.
  */
@@ -41,6 +40,21 @@ typedef struct {
     const int8_t *right_shift;
 } ek_depthwise_conv_2d_dsp_s8_params;
 
+/* Adds one tap of four channels. */
+#define EK_DEPTHWISE_DSP_TAP(x, w)                                                               \
+    do {                                                                                         \
+        const uint32_t ek_x = ek_load_word(x);                                                   \
+        const uint32_t ek_w = ek_load_word(w);                                                   \
+        const uint32_t ek_x_even = ek_add_bytes_even(offset, ek_x);                              \
+        const uint32_t ek_x_odd = ek_add_bytes_odd(offset, ek_x);                                \
+        const uint32_t ek_w_even = ek_even_bytes(ek_w);                                          \
+        const uint32_t ek_w_odd = ek_odd_bytes(ek_w);                                            \
+        acc_0 = ek_smlabb(ek_x_even, ek_w_even, acc_0);                                          \
+        acc_1 = ek_smlabb(ek_x_odd, ek_w_odd, acc_1);                                            \
+        acc_2 = ek_smlatt(ek_x_even, ek_w_even, acc_2);                                          \
+        acc_3 = ek_smlatt(ek_x_odd, ek_w_odd, acc_3);                                            \
+    } while (0)
+
 static EK_INLINE void ek_depthwise_conv_2d_dsp_s8(const ek_depthwise_conv_2d_dsp_s8_params *p,
                                                   const int8_t *input, int8_t *output)
 {
@@ -48,24 +62,21 @@ static EK_INLINE void ek_depthwise_conv_2d_dsp_s8(const ek_depthwise_conv_2d_dsp
     const uint32_t offset = half | (half << 16);
     const int32_t x_step = p->dilation_width * p->channels;
     const int32_t x_row = p->dilation_height * p->input_width * p->channels;
-    const int32_t w_row = p->filter_width * p->channels;
     for (int32_t out_y = 0; out_y < p->output_height; ++out_y) {
         const int32_t in_y = out_y * p->stride_height - p->pad_top;
         const int32_t first_y = ek_first_tap(in_y, p->dilation_height);
-        const int32_t last_y =
-            ek_last_tap(in_y, p->dilation_height, p->filter_height, p->input_height);
+        const int32_t rows =
+            ek_last_tap(in_y, p->dilation_height, p->filter_height, p->input_height) - first_y;
         for (int32_t out_x = 0; out_x < p->output_width; ++out_x) {
             const int32_t in_x = out_x * p->stride_width - p->pad_left;
             const int32_t first_x = ek_first_tap(in_x, p->dilation_width);
-            const int32_t last_x =
-                ek_last_tap(in_x, p->dilation_width, p->filter_width, p->input_width);
-            const int32_t skipped_x = (last_x - first_x) * x_step - x_row;
-            const int32_t skipped_w = (last_x - first_x) * p->channels - w_row;
+            const int32_t taps =
+                ek_last_tap(in_x, p->dilation_width, p->filter_width, p->input_width) - first_x;
             const int8_t *x_base = input
                                    + ((in_y + first_y * p->dilation_height) * p->input_width
                                       + in_x + first_x * p->dilation_width)
                                          * p->channels;
-            const int8_t *w_base = p->filter + first_y * w_row + first_x * p->channels;
+            const int8_t *w_base = p->filter + (first_y * p->filter_width + first_x) * p->channels;
             for (int32_t c = 0; c < p->channels; c += 4) {
                 const int8_t *x = x_base + c;
                 const int8_t *w = w_base + c;
@@ -73,36 +84,41 @@ static EK_INLINE void ek_depthwise_conv_2d_dsp_s8(const ek_depthwise_conv_2d_dsp
                 int32_t acc_1 = p->bias[c + 1];
                 int32_t acc_2 = p->bias[c + 2];
                 int32_t acc_3 = p->bias[c + 3];
-                for (int32_t tap_y = first_y; tap_y < last_y; ++tap_y) {
-                    for (int32_t tap_x = first_x; tap_x < last_x; ++tap_x) {
-                        const uint32_t x_word = ek_load_word(x);
-                        const uint32_t w_word = ek_load_word(w);
-                        const uint32_t x_even = ek_add_bytes_even(offset, x_word);
-                        const uint32_t x_odd = ek_add_bytes_odd(offset, x_word);
-                        const uint32_t w_even = ek_even_bytes(w_word);
-                        const uint32_t w_odd = ek_odd_bytes(w_word);
-                        acc_0 = ek_smlabb(x_even, w_even, acc_0);
-                        acc_1 = ek_smlabb(x_odd, w_odd, acc_1);
-                        acc_2 = ek_smlatt(x_even, w_even, acc_2);
-                        acc_3 = ek_smlatt(x_odd, w_odd, acc_3);
-                        x += x_step;
-                        w += p->channels;
+                for (int32_t row = rows; row > 0; --row) {
+                    if (p->filter_width == 3 && taps == 3) {
+                        EK_DEPTHWISE_DSP_TAP(x, w);
+                        EK_DEPTHWISE_DSP_TAP(x + x_step, w + p->channels);
+                        EK_DEPTHWISE_DSP_TAP(x + 2 * x_step, w + 2 * p->channels);
+                    } else {
+                        const int8_t *x_tap = x;
+                        const int8_t *w_tap = w;
+                        for (int32_t tap = taps; tap > 0; --tap) {
+                            EK_DEPTHWISE_DSP_TAP(x_tap, w_tap);
+                            x_tap += x_step;
+                            w_tap += p->channels;
+                        }
                     }
-                    x -= skipped_x;
-                    w -= skipped_w;
+                    x += x_row;
+                    w += p->filter_width * p->channels;
                 }
-                output[0] = ek_requantize_dsp(acc_0, p->multiplier[c], p->right_shift[c],
-                                              p->output_zero_point, p->activation_min,
-                                              p->activation_max);
-                output[1] = ek_requantize_dsp(acc_1, p->multiplier[c + 1], p->right_shift[c + 1],
-                                              p->output_zero_point, p->activation_min,
-                                              p->activation_max);
-                output[2] = ek_requantize_dsp(acc_2, p->multiplier[c + 2], p->right_shift[c + 2],
-                                              p->output_zero_point, p->activation_min,
-                                              p->activation_max);
-                output[3] = ek_requantize_dsp(acc_3, p->multiplier[c + 3], p->right_shift[c + 3],
-                                              p->output_zero_point, p->activation_min,
-                                              p->activation_max);
+                {
+                    /* Read before the stores, which might change them for all C knows. */
+                    const int32_t m_1 = p->multiplier[c + 1];
+                    const int32_t m_2 = p->multiplier[c + 2];
+                    const int32_t m_3 = p->multiplier[c + 3];
+                    const int32_t r_1 = p->right_shift[c + 1];
+                    const int32_t r_2 = p->right_shift[c + 2];
+                    const int32_t r_3 = p->right_shift[c + 3];
+                    output[0] = ek_requantize_dsp(acc_0, p->multiplier[c], p->right_shift[c],
+                                                  p->output_zero_point, p->activation_min,
+                                                  p->activation_max);
+                    output[1] = ek_requantize_dsp(acc_1, m_1, r_1, p->output_zero_point,
+                                                  p->activation_min, p->activation_max);
+                    output[2] = ek_requantize_dsp(acc_2, m_2, r_2, p->output_zero_point,
+                                                  p->activation_min, p->activation_max);
+                    output[3] = ek_requantize_dsp(acc_3, m_3, r_3, p->output_zero_point,
+                                                  p->activation_min, p->activation_max);
+                }
                 output += 4;
             }
         }

@@ -6,7 +6,7 @@ is chosen where it accepts the node and its estimated cost is lower.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -234,6 +234,25 @@ def _accepts_vector(op: FullyConnected, graph: Graph) -> bool:
     return _accepts_dense(op, graph) and op.rows(graph) == 1
 
 
+def _accepts_quad_vector(op: FullyConnected, graph: Graph) -> bool:
+    return op.input(graph, 1).shape[0] % 4 == 0 and _accepts_vector(op, graph)
+
+
+def _lower_quad_vector(op: FullyConnected, graph: Graph) -> tuple[KernelCall, ...]:
+    (call,) = _lower_vector(op, graph)
+    channels, depth = op.input(graph, 1).shape
+    # For every four inputs the two words of one pair of channels, then those of the next.
+    words = call.arrays["filter"].reshape(channels // 4, 2, depth // 4, 2)
+    filters = np.ascontiguousarray(words.transpose(0, 2, 1, 3)).reshape(-1)
+    kernel = "ek_vector_quad_dsp_s8"
+    arrays = {**call.arrays, "filter": filters}
+    return (replace(call, kernel=kernel, header=f"{kernel}.h", arrays=arrays),)
+
+
+def _cost_quad_vector(op: FullyConnected, graph: Graph) -> float:
+    return 1.1 * op.macs(graph) + 18.0 * op.output(graph).elements
+
+
 def _accepts_rows(op: FullyConnected, graph: Graph) -> bool:
     return _accepts_dense(op, graph) and op.rows(graph) > 1
 
@@ -339,7 +358,7 @@ def _lower_window(op: Conv2D, graph: Graph) -> tuple[KernelCall, ...]:
         (x.index,),
         y.index,
         scratch=(_widened_pair(depth), Scratch(DType.INT8, depth if by_bytes else 1)),
-        specialise=("dilation_height",) + (("input_channels",) if by_bytes else ()),
+        specialise=("dilation_height", *(("input_channels", "filter_width") if by_bytes else ())),
     )
     return (call,)
 
@@ -409,6 +428,7 @@ def _cost_depthwise(op: DepthwiseConv2D, graph: Graph) -> float:
 
 FULLY_CONNECTED = (
     Kernel("vector_dsp_s8", _lower_vector, _cost_vector, _DSP, _accepts_vector),
+    Kernel("vector_quad_dsp_s8", _lower_quad_vector, _cost_quad_vector, _DSP, _accepts_quad_vector),
     Kernel("matrix_dsp_s8", _lower_matrix, _cost_matrix, _DSP, _accepts_rows, _overlap_matrix),
 )
 CONV_2D = (
