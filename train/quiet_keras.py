@@ -2,8 +2,12 @@
 
 TensorFlow's C++ side logs to file descriptor 2 while it is imported, before any Python setting
 can reach it; so that descriptor is held back during the import and shown only if the import
-fails. oneDNN's kernels are off: they sum in another order, and equal seeds should give equal
-weights on more than one machine.
+fails.
+
+Equal seeds should give equal weights on more than one machine, so what decides the order of
+floating point sums is fixed: oneDNN's kernels are off, and TensorFlow splits an op over two
+threads whatever the number of cores. ``TF_NUM_INTRAOP_THREADS`` in the environment overrides
+that, where speed matters more.
 """
 
 from __future__ import annotations
@@ -17,14 +21,14 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from edgekiln.errors import ToolMissingError
+from edgekiln.errors import BadInputError, ToolMissingError
 
 __all__ = ["keras", "tensorflow"]
 
 _ENVIRONMENT = {
-    "KERAS_BACKEND": "tensorflow",
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "TF_ENABLE_ONEDNN_OPTS": "0",
+    "TF_NUM_INTRAOP_THREADS": "2",
 }
 
 
@@ -49,6 +53,7 @@ def _stderr_held_back() -> Iterator[None]:
 
 
 def _import_quietly() -> tuple[Any, Any]:
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -64,6 +69,13 @@ def _import_quietly() -> tuple[Any, Any]:
                 got=error,
                 hint="install them with: pip install 'edgekiln[train]'",
             ) from None
+    if keras.backend.backend() != "tensorflow":
+        raise BadInputError(
+            "Keras was imported before edgekiln, with another backend",
+            got=keras.backend.backend(),
+            allowed="tensorflow",
+            hint="set KERAS_BACKEND=tensorflow",
+        )
     return keras, tensorflow
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +150,8 @@ def test_the_application_compiles_without_a_warning(
 ) -> None:
     from edgekiln.firmware.app_model import emit_app_model, emit_board
 
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
     board = load_board("host")
     bundle = read_bundle(digits_bundle("mlp", "host"))
     (tmp_path / "ek_app_model.h").write_text(emit_app_model(bundle, board, selftest=True))

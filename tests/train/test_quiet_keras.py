@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -18,9 +19,13 @@ sys.meta_path.insert(0, Absent())
 """
 
 
-def run(program: str) -> subprocess.CompletedProcess[str]:
+def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
     )
 
 
@@ -32,7 +37,8 @@ def test_import_prints_nothing_and_gives_stderr_back() -> None:
         "assert model.predict(np.zeros((1, 3)), verbose=0).shape == (1, 2)\n"
         "assert keras.backend.backend() == 'tensorflow'\n"
         "print('python', file=sys.stderr, flush=True)\n"
-        "os.write(2, b'descriptor')\n"
+        "os.write(2, b'descriptor')\n",
+        KERAS_BACKEND="torch",
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "python\ndescriptor")
 
