@@ -12,10 +12,11 @@ LOCK_FLAGS := --universal --fork-strategy fewest --python-version 3.11 --generat
 # read by make or the shell.
 export EDGEKILN_BOARD = $(value BOARD)
 export EDGEKILN_MODEL = $(value MODEL)
-unexport BOARD MODEL
+export EDGEKILN_MODELS = $(value MODELS)
+unexport BOARD MODEL MODELS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deploy flash bench report doctor test lint format lock clean
+.PHONY: help setup deploy flash bench report figures doctor test lint format lock clean
 
 help: ## Show this help
 	@echo 'make <target> [BOARD=<board>] [MODEL=<recipe or file>]'
@@ -39,6 +40,9 @@ bench: setup ## Measure MODEL on BOARD: instructions, flash, RAM
 
 report: setup ## Write and name the HTML report of MODEL's last deploy to BOARD
 	@$(EDGEKILN) report --board "$$EDGEKILN_BOARD" -- "$$EDGEKILN_MODEL"
+
+figures: setup ## Measure the MLPerf Tiny models below MODELS=<mlperf_tiny> and write docs/figures.md
+	@.venv/bin/python -m edgekiln.bench.figures "$$EDGEKILN_MODELS" docs
 
 doctor: setup ## Show what is installed, what is missing and how to get it
 	@$(EDGEKILN) doctor

@@ -61,7 +61,8 @@ class Image:
         nodes: The model's nodes, in the order of execution.
         macs: Multiply-accumulates of one inference.
         flash_bytes: All of the image: vectors, code, constants, initialised data.
-        flash_constants_bytes: The model's weights and tables in it.
+        flash_constants_bytes: The model's tables in it: weights, biases, multipliers, and the
+            arguments of its nodes.
         flash_app_bytes: The application, start-up code and drivers in it.
         data_bytes: Initialised variables.
         bss_bytes: Zeroed variables, the arena not included.
@@ -371,7 +372,8 @@ def _measure_host(jobs: Sequence[CompileJob]) -> dict[str, int]:
             is_data = name.startswith(".data") and not name.startswith(".data.rel.ro")
             sizes["data"] += size if is_data else 0
             sizes["app"] += size if job.object.name.startswith("app_") else 0
-            sizes["constants"] += size if job.object.name == "model_weights.o" else 0
+            is_table = job.object.name == "model_weights.o" or name.endswith("_args")
+            sizes["constants"] += size if is_table else 0
     return {
         "flash_bytes": sizes["flash"],
         "flash_constants_bytes": sizes["constants"],

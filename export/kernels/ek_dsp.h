@@ -134,7 +134,9 @@ static EK_INLINE int8_t ek_requantize_dsp(int32_t acc, int32_t multiplier, int32
     const int32_t value = (scaled + (scaled >> 31) + offset) >> right;
 #if EK_HAS_DSP
     if (low == INT8_MIN && high == INT8_MAX) {
-        return (int8_t)__ssat(value, 8);
+        int32_t saturated;
+        __asm__("ssat %0, #8, %1" : "=r"(saturated) : "r"(value));
+        return (int8_t)saturated;
     }
 #endif
     return ek_clamp_s8(value, low, high);
