@@ -298,7 +298,10 @@ class _ModelReader:
         if packed:
             data = _unpack_int4(raw, math.prod(shape)).reshape(shape)
         else:
-            data = np.frombuffer(raw.tobytes(), dtype.value).reshape(shape)
+            # A view of the file: many tensors may share one buffer.
+            data = raw.view(dtype.value).reshape(shape)
+        if dtype is DType.BOOL:
+            data = raw.reshape(shape) != 0
         data.flags.writeable = False
         return data
 
