@@ -281,6 +281,8 @@ class _ModelReader:
         if not 0 <= buffer < self.model.BuffersLength():
             raise BadModelError("names a buffer that is not there", where=where, got=buffer)
         table = self.model.Buffers(buffer)
+        if table.DataLength() == 0 and math.prod(shape) == 0:
+            return np.empty(shape, dtype.value)
         if table.DataLength() == 0:
             if dtype is DType.INT4:
                 raise UnsupportedOpError("int4 tensor that is not a constant", where=where)

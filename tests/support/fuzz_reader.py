@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import mmap
 import os
 import pickle
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,7 @@ from edgekiln.errors import EdgekilnError
 from edgekiln.export.compiler import IO, OPTIMIZE, compile_model
 from edgekiln.export.ir import Graph
 from edgekiln.export.lower import lower_graph
+from edgekiln.export.ops.base import KernelCall
 from edgekiln.export.passes import run_passes
 from edgekiln.export.plan import alias_roots, plan_memory
 from edgekiln.export.targets import TARGETS, Target
@@ -112,7 +115,24 @@ def compile_damaged(data: bytes, case: int) -> None:
 
 def _plan(graph: Graph, target: Target) -> None:
     root = alias_roots(graph)
-    plan_memory(graph, root, lower_graph(graph, target, root))
+    nodes = lower_graph(graph, target, root)
+    for node in nodes:
+        for call in node.calls:
+            _check_call(call)
+    plan_memory(graph, root, nodes)
+
+
+def _check_call(call: KernelCall) -> None:
+    """Checks what a C compiler or processor could stumble over."""
+    for key, value in call.scalars.items():
+        assert math.isfinite(value), f"{call.kernel}: {key} is {value}"
+        if isinstance(value, int):
+            assert -(2**31) <= value < 2**31, f"{call.kernel}: {key} is {value}"
+        if key.endswith("shift"):
+            assert -31 <= value <= 30, f"{call.kernel}: {key} is {value}"
+    for key, array in call.arrays.items():
+        if key.endswith("shift"):
+            assert ((array >= -31) & (array <= 30)).all(), f"{call.kernel}: {key} is {array}"
 
 
 def _is_small(graph: Graph) -> bool:
@@ -125,7 +145,11 @@ def run_case(seeds: Sequence[Seed], case: int, run: int = 0) -> Finding | None:
     seed, data = damaged_file(seeds, case, run)
     before = _reset_peak_bytes()
     try:
-        with _processor_time(CPU_LIMIT_S), contextlib.suppress(EdgekilnError):
+        with (
+            _processor_time(CPU_LIMIT_S),
+            warnings.catch_warnings(action="error"),
+            contextlib.suppress(EdgekilnError),
+        ):
             compile_damaged(data, case)
     except _TooLong:
         return Finding(case, seed.name, f"time at {_place()}", traceback.format_exc())
