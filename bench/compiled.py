@@ -43,6 +43,8 @@ class CompiledRunner:
     Args:
         bundle: The directory that `edgekiln compile` wrote, for the target ``host`` or ``generic``.
         record_nodes: Build with the hook that shows every node's output to `node_outputs`.
+        keep_state: What the model remembers is kept from one inference to the next within a
+            call of `run`, not reset before each.
         flags: Compiler flags to add, such as `STRICT_FLAGS`.
 
     Raises:
@@ -54,7 +56,12 @@ class CompiledRunner:
     name = "generated C on host"
 
     def __init__(
-        self, bundle: Path, *, record_nodes: bool = False, flags: Sequence[str] = ()
+        self,
+        bundle: Path,
+        *,
+        record_nodes: bool = False,
+        keep_state: bool = False,
+        flags: Sequence[str] = (),
     ) -> None:
         report = read_compile_report(bundle)
         entries = [*report["inputs"], *report["outputs"]]
@@ -72,11 +79,20 @@ class CompiledRunner:
                 arena.bytes[entry["offset"] : entry["offset"] + entry["bytes"]] for entry in entries
             ]
             self._memories = (arena,)
+        self._arena = arena
+        self._state = _Memory(report["state_bytes"]) if report.get("state_bytes") else None
+        self._keep_state = keep_state
+        if self._state is not None:
+            self._memories = (*self._memories, self._state)
         self._library = _build_library(bundle, report["name"], record_nodes, flags)
         self._recording = record_nodes
         self._invoke_c = self._library[f"{report['name']}_invoke"]
         self._invoke_c.argtypes = [ctypes.c_void_p] * len(self._memories)
         self._invoke_c.restype = None
+        if self._state is not None:
+            self._reset_c = self._library[f"{report['name']}_reset"]
+            self._reset_c.argtypes = [ctypes.c_void_p]
+            self._reset_c.restype = None
 
     def run(self, inputs: Tensors) -> Tensors:
         """Runs N inferences; see `edgekiln.bench.runners.Runner.run`.
@@ -84,11 +100,12 @@ class CompiledRunner:
         Raises:
             CheckFailedError: The program wrote outside its memory.
         """
+        self._reset()
         outputs = run_each(inputs, self.inputs, self.outputs, self._invoke)
         if not all(memory.guards_are_intact() for memory in self._memories):
             raise CheckFailedError(
-                "the generated C wrote outside its arena",
-                allowed=f"{self._memories[-1].bytes.size} bytes",
+                f"the generated C wrote outside its arena{' or its state' if self._state else ''}",
+                allowed=f"{self._arena.bytes.size} bytes",
                 hint="please report this model",
             )
         return outputs
@@ -124,8 +141,11 @@ class CompiledRunner:
         return seen
 
     def _invoke(self, inputs: Tensors) -> Tensors:
+        if not self._keep_state:
+            self._reset()
         for memory in self._memories:
-            memory.bytes[:] = _POISON
+            if memory is not self._state:
+                memory.bytes[:] = _POISON
         for array, span in zip(inputs, self._spans[: len(inputs)], strict=True):
             span[:] = np.frombuffer(array.tobytes(), dtype=np.uint8)
         self._invoke_c(*(memory.bytes.ctypes.data for memory in self._memories))
@@ -133,6 +153,12 @@ class CompiledRunner:
             np.frombuffer(span.tobytes(), spec.dtype)
             for spec, span in zip(self.outputs, self._spans[len(inputs) :], strict=True)
         )
+
+    def _reset(self) -> None:
+        """Makes the model forget, whatever its memory held."""
+        if self._state is not None:
+            self._state.bytes[:] = _POISON
+            self._reset_c(self._state.bytes.ctypes.data)
 
 
 def read_compile_report(bundle: Path) -> dict[str, Any]:

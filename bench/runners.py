@@ -5,12 +5,14 @@ definition of the same. `CompiledRunner` is the product under test. `LiteRTRunne
 `OnnxRunner` are what users have on a PC, for comparison.
 
 All of them take and return one array per model input and output, with the inferences along
-the first axis: ``int8 [N, ...]``. No engine keeps state from one inference to the next.
+the first axis: ``int8 [N, ...]``. No engine keeps state from one inference to the next, unless
+it is made with ``keep_state``: then the N inferences of one call of ``run`` are a stream.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import platform
@@ -26,7 +28,7 @@ import numpy as np
 from edgekiln.bench.compiled import STRICT_FLAGS, CompiledRunner
 from edgekiln.bench.tensors import Tensor, Tensors, TensorSpec, check_inputs, run_each
 from edgekiln.errors import BadModelError, ToolMissingError, UnsupportedOpError
-from edgekiln.export.interpret import run_graph
+from edgekiln.export.interpret import initial_states, run_graph
 from edgekiln.export.passes import run_passes
 from edgekiln.export.tflite_reader import read_tflite
 
@@ -90,6 +92,7 @@ class TflmRunner:
     Args:
         model: A .tflite file's bytes.
         preserve_nodes: Keep every tensor, so that `node_tensors` can read them.
+        keep_state: Let the inferences of one call of `run` be a stream.
 
     Raises:
         ToolMissingError: The wheel is not installed, or there is none for this machine.
@@ -99,7 +102,9 @@ class TflmRunner:
 
     name = "TensorFlow Lite Micro"
 
-    def __init__(self, model: bytes, *, preserve_nodes: bool = False) -> None:
+    def __init__(
+        self, model: bytes, *, preserve_nodes: bool = False, keep_state: bool = False
+    ) -> None:
         runtime = _import_or_explain(
             "tflite_micro.python.tflite_micro.runtime",
             "tflite-micro",
@@ -107,16 +112,23 @@ class TflmRunner:
         )
         self.inputs, self.outputs = read_tensor_specs(model)
         self._model = model
+        self._keep_state = keep_state
         config = runtime.InterpreterConfig
-        self._interpreter = _load_tflm(
+        self._load = functools.partial(
+            _load_tflm,
             runtime,
             model,
             config.kPreserveAllTensors if preserve_nodes else config.kAllocationRecording,
         )
+        self._interpreter = self._load()
+        # Its reset sets resource variables to zero and does not run CALL_ONCE again.
+        self._reloads = _has_operator(model, "CALL_ONCE")
 
     def run(self, inputs: Tensors) -> Tensors:
         """Runs N inferences; see `Runner.run`."""
-        return run_each(inputs, self.inputs, self.outputs, self._invoke)
+        outputs = run_each(inputs, self.inputs, self.outputs, self._invoke)
+        self._reset()
+        return outputs
 
     def node_tensors(self, inputs: Tensors, tensor_indices: Sequence[int]) -> dict[int, Tensor]:
         """Runs one inference and returns some of the model's tensors.
@@ -138,8 +150,14 @@ class TflmRunner:
             index: np.array(self._interpreter.GetTensor(index, 0)["tensor_data"])
             for index in tensor_indices
         }
-        self._interpreter.reset()
+        self._reset()
         return found
+
+    def _reset(self) -> None:
+        if self._reloads:
+            self._interpreter = self._load()
+        else:
+            self._interpreter.reset()
 
     def _set_inputs(self, inputs: Tensors) -> None:
         for index, (array, spec) in enumerate(zip(inputs, self.inputs, strict=True)):
@@ -151,7 +169,8 @@ class TflmRunner:
         outputs = tuple(
             np.array(self._interpreter.get_output(index)) for index in range(len(self.outputs))
         )
-        self._interpreter.reset()
+        if not self._keep_state:
+            self._reset()
         return outputs
 
 
@@ -161,6 +180,7 @@ class NumpyRunner:
     Args:
         model: A .tflite file's bytes.
         where: Its name, for messages.
+        keep_state: Let the inferences of one call of `run` be a stream.
 
     Raises:
         BadModelError: The model is damaged or contradicts itself.
@@ -169,20 +189,22 @@ class NumpyRunner:
 
     name = "numpy definition"
 
-    def __init__(self, model: bytes, where: str = "model") -> None:
+    def __init__(self, model: bytes, where: str = "model", *, keep_state: bool = False) -> None:
+        self._keep_state = keep_state
         self._graph = run_passes(read_tflite(model, where))
         self.inputs = tuple(self._spec(index) for index in self._graph.inputs)
         self.outputs = tuple(self._spec(index) for index in self._graph.outputs)
 
     def run(self, inputs: Tensors) -> Tensors:
         """Runs N inferences; see `Runner.run`."""
+        self._states = initial_states(self._graph)
         return run_each(inputs, self.inputs, self.outputs, self._invoke)
 
     def _invoke(self, inputs: Tensors) -> Tensors:
         shaped = [
             array.reshape(spec.shape) for array, spec in zip(inputs, self.inputs, strict=True)
         ]
-        return run_graph(self._graph, shaped)
+        return run_graph(self._graph, shaped, self._states if self._keep_state else None)
 
     def _spec(self, index: int) -> TensorSpec:
         tensor = self._graph.tensor(index)
@@ -350,6 +372,16 @@ def _native_stderr() -> Iterator[Callable[[], str]]:
             os.close(saved)
 
 
+def _has_operator(model: bytes, name: str) -> bool:
+    """Tells whether a model that loads lists an operator."""
+    import tflite
+
+    table = tflite.Model.GetRootAs(model, 0)
+    codes = [table.OperatorCodes(i) for i in range(table.OperatorCodesLength())]
+    number = getattr(tflite.BuiltinOperator, name)
+    return any(max(c.DeprecatedBuiltinCode(), c.BuiltinCode()) == number for c in codes)
+
+
 def _tflite_spec(tensor: Any) -> TensorSpec:
     import tflite
 
@@ -358,7 +390,8 @@ def _tflite_spec(tensor: Any) -> TensorSpec:
         for name in ("FLOAT32", "INT8", "UINT8", "INT16", "INT32", "INT64", "BOOL")
     }
     shape = tuple(int(size) for size in tensor.ShapeAsNumpy()) if tensor.ShapeLength() else ()
-    return TensorSpec(tensor.Name().decode(errors="replace"), shape, np.dtype(names[tensor.Type()]))
+    name = (tensor.Name() or b"").decode(errors="replace")
+    return TensorSpec(name, shape, np.dtype(names[tensor.Type()]))
 
 
 def _onnx_spec(node: Any) -> TensorSpec:

@@ -261,6 +261,8 @@ def find_first_mismatch(
     values = run_all_nodes(graph, shaped)
     ran = dict(CompiledRunner(bundle, record_nodes=True).node_outputs(inputs))
     for op in graph.ops:
+        if not op.outputs:
+            continue
         tensor = op.outputs[0]
         dtype = np.dtype(graph.tensor(tensor).dtype.value)
         want = oracle[tensor].reshape(-1)

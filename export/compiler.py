@@ -99,6 +99,21 @@ def compile_model(
         BadModelError: The model is damaged or contradicts itself.
         UnsupportedOpError: The model holds what the compiler lacks.
     """
+    program = plan_model(data, name=name, target=target, optimize=optimize, io=io, where=where)
+    files = emit_files(program, _golden_pair(program, golden_input))
+    return CompiledModel(files, _report(program, files, len(data), io), program.graph)
+
+
+def plan_model(
+    data: bytes,
+    *,
+    name: str,
+    target: str = "generic",
+    optimize: str = "balanced",
+    io: str = "arena",
+    where: str = "",
+) -> Program:
+    """Does all of a compilation but the writing of C. Arguments and errors as `compile_model`."""
     _check_options(name, optimize, io)
     chosen = find_target(target)
     graph = run_passes(read_tflite(data, where or name))
@@ -106,7 +121,7 @@ def compile_model(
     root = alias_roots(graph, outside)
     nodes = lower_graph(graph, chosen, root)
     plan = plan_memory(graph, root, nodes, outside)
-    program = Program(
+    return Program(
         name=name,
         graph=graph,
         nodes=tuple(reverse(n) if i in plan.backwards else n for i, n in enumerate(nodes)),
@@ -118,8 +133,6 @@ def compile_model(
         sha256=sha256_bytes(data),
         macs=sum(op.macs(graph) for op in graph.ops),
     )
-    files = emit_files(program, _golden_pair(program, golden_input))
-    return CompiledModel(files, _report(program, files, len(data), io), graph)
 
 
 def write_bundle(compiled: CompiledModel, directory: Path) -> None:
@@ -215,7 +228,7 @@ def _report(program: Program, files: dict[str, str], model_bytes: int, io: str) 
             {
                 "index": node.op.index,
                 "op": node.op.name,
-                "name": graph.tensor(node.op.outputs[0]).name,
+                "name": graph.tensor((node.op.outputs or node.op.states(graph))[0]).name,
                 "macs": node.op.macs(graph),
                 "kernel": node.kernel or None,
                 "constants_bytes": sum(

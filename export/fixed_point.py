@@ -86,6 +86,24 @@ def multiply_by_quantized_multiplier(
     return rounding_divide_by_pot(doubling_high_mul(shifted, multiplier), right)
 
 
+def reduce_multiplier(multiplier: Int64Array) -> Int64Array:
+    """Rounds multipliers to the 15 bits with which 64-bit values are scaled."""
+    return np.where(multiplier < 0x7FFF0000, (multiplier + (1 << 15)) >> 16, 0x7FFF)
+
+
+def multiply_wide_by_quantized_multiplier(
+    x: Int64Array, multiplier: Int64Array, shift: Int64Array
+) -> Int64Array:
+    """Scales values below 2**47 by ``multiplier * 2**(shift - 31)`` with one rounding.
+
+    TensorFlow Lite's overload for 64-bit values: 15 bits of the multiplier take part, shifts
+    are at most 7, and the result is the low 32 bits.
+    """
+    right = 15 - np.asarray(shift, np.int64)
+    product = x * reduce_multiplier(np.asarray(multiplier, np.int64))
+    return wrap_int32((product + (np.int64(1) << (right - 1))) >> right)
+
+
 def wrap_int32(x: Int64Array) -> Int64Array:
     """Reduces to the int32 that a wrapping 32-bit register would hold."""
     return ((x + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)

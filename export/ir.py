@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 _C_TYPES = {
+    "int4": "int8_t",
     "int8": "int8_t",
     "uint8": "uint8_t",
     "int16": "int16_t",
@@ -41,8 +42,12 @@ def c_type_of(array: NDArray[Any]) -> str:
 
 
 class DType(enum.Enum):
-    """The element types that a tensor can have. The value is numpy's name."""
+    """The element types that a tensor can have. The value is numpy's name.
 
+    INT4 is for constants alone; numpy has no such type: their values are int8 arrays.
+    """
+
+    INT4 = "int4"
     INT8 = "int8"
     UINT8 = "uint8"
     INT16 = "int16"
@@ -56,8 +61,8 @@ class DType(enum.Enum):
 
     @property
     def bytes(self) -> int:
-        """Size of one element in bytes."""
-        return np.dtype(self.value).itemsize
+        """Size of one element in bytes, as the graph holds it."""
+        return 1 if self is DType.INT4 else np.dtype(self.value).itemsize
 
     @property
     def c_type(self) -> str:

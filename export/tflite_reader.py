@@ -26,7 +26,15 @@ E = TypeVar("E", bound=enum.Enum)
 
 FILE_IDENTIFIER = b"TFL3"
 _MAX_RANK = 8
-_MAX_ELEMENTS = 2**31 - 1
+
+_MAX_ELEMENTS = 2**24
+"""Of one tensor: more than a microcontroller holds, and little enough for this machine."""
+
+_MAX_SCALE = 2.0**40
+"""With activations at least the inverse of it, no product or ratio of scales overflows."""
+
+_ENTRIES_PER_BYTE = 4
+"""In a sound file every entry of a list takes a byte or more, and few lists are shared."""
 
 # What the generated flatbuffer accessors raise when offsets lead out of the file.
 _ACCESSOR_ERRORS = (
@@ -130,11 +138,16 @@ class _ModelReader:
 
         self.data = data
         self.where = where
+        self.entries_left = _ENTRIES_PER_BYTE * len(data)
         self.model = Model.GetRootAs(data, 0)
 
     def bounded(self, count: int, what: str) -> range:
-        """Returns range(count) when the file is large enough to hold as many entries."""
-        if not 0 <= count <= len(self.data):
+        """Returns range(count) when the file is large enough to hold as many entries.
+
+        Lists may lie over each other in a file, so that its size bounds their sum as well.
+        """
+        self.entries_left -= max(count, 0)
+        if not 0 <= count <= len(self.data) or self.entries_left < 0:
             raise BadModelError(
                 f"number of {what}",
                 where=self.where,
@@ -214,7 +227,7 @@ class _ModelReader:
         return names.get(number, f"number {number}")
 
     def read_tensor(self, tensor: Any, index: int) -> Tensor:
-        name = (tensor.Name() or b"").decode("utf-8", "replace") or f"tensor {index}"
+        name = self.read_name(tensor, index)
         where = f"{self.where}: tensor {index} '{name}'"
         rank = tensor.ShapeLength()
         if rank > _MAX_RANK:
@@ -237,9 +250,16 @@ class _ModelReader:
             )
         dtype = self.read_dtype(tensor.Type(), where)
         data = self.read_data(tensor.Buffer(), shape, dtype, where)
-        quantization = self.read_quantization(tensor, where)
+        least_scale = 0.0 if data is not None else 1 / _MAX_SCALE
+        quantization = self.read_quantization(tensor, least_scale, where)
         is_variable = bool(tensor.IsVariable()) and data is None
         return Tensor(index, name, shape, dtype, quantization, data, is_variable)
+
+    def read_name(self, tensor: Any, index: int) -> str:
+        raw = tensor.Name() or b""
+        self.bounded(len(raw), "characters of names")
+        text = raw.decode("utf-8", "replace")
+        return "".join(c if c.isprintable() else "\ufffd" for c in text) or f"tensor {index}"
 
     def read_dtype(self, number: int, where: str) -> DType:
         from tflite.TensorType import TensorType
@@ -261,10 +281,15 @@ class _ModelReader:
         if not 0 <= buffer < self.model.BuffersLength():
             raise BadModelError("names a buffer that is not there", where=where, got=buffer)
         table = self.model.Buffers(buffer)
+        if table.DataLength() == 0 and math.prod(shape) == 0:
+            return np.empty(shape, dtype.value)
         if table.DataLength() == 0:
+            if dtype is DType.INT4:
+                raise UnsupportedOpError("int4 tensor that is not a constant", where=where)
             return None
         raw = table.DataAsNumpy()
-        wanted = math.prod(shape) * dtype.bytes
+        packed = dtype is DType.INT4
+        wanted = -(-math.prod(shape) // 2) if packed else math.prod(shape) * dtype.bytes
         if isinstance(raw, int) or len(raw) != table.DataLength() or len(raw) != wanted:
             raise BadModelError(
                 "size of the constant",
@@ -272,23 +297,30 @@ class _ModelReader:
                 got=f"{table.DataLength()} bytes",
                 allowed=f"{wanted} bytes",
             )
-        data = np.frombuffer(raw.tobytes(), dtype.value).reshape(shape)
+        if packed:
+            data = _unpack_int4(raw, math.prod(shape)).reshape(shape)
+        else:
+            # A view of the file: many tensors may share one buffer.
+            data = raw.view(dtype.value).reshape(shape)
+        if dtype is DType.BOOL:
+            data = raw.reshape(shape) != 0
         data.flags.writeable = False
         return data
 
-    def read_quantization(self, tensor: Any, where: str) -> Quantization | None:
+    def read_quantization(
+        self, tensor: Any, least_scale: float, where: str
+    ) -> Quantization | None:
         q = tensor.Quantization()
         if q is None or q.ScaleLength() == 0:
             return None
         count = len(self.bounded(q.ScaleLength(), "scales"))
         scales = tuple(float(q.Scale(i)) for i in range(count))
-        if not all(math.isfinite(scale) and scale > 0 for scale in scales):
-            raise BadModelError("scale", where=where, got=scales[:4], allowed="finite, above 0")
+        if not all(0 < scale <= _MAX_SCALE and scale >= least_scale for scale in scales):
+            allowed = f"above {least_scale:.4g}, up to {_MAX_SCALE:.4g}"
+            raise BadModelError("scale", where=where, got=scales[:4], allowed=allowed)
         zero_points = self.read_zero_points(q, count, where)
-        axis = q.QuantizedDimension()
-        if count > 1 and not 0 <= axis < tensor.ShapeLength():
-            raise BadModelError("quantized dimension", where=where, got=axis)
-        return Quantization(scales, zero_points, axis)
+        # Converters leave a wrong dimension on biases; operators check it where it matters.
+        return Quantization(scales, zero_points, q.QuantizedDimension())
 
     def read_zero_points(self, q: Any, count: int, where: str) -> tuple[int, ...]:
         if q.ZeroPointLength() == 0:
@@ -301,6 +333,12 @@ class _ModelReader:
         if any(not -(2**15) <= z < 2**16 for z in found):
             raise BadModelError("zero point", where=where, got=found[:4])
         return found if len(found) == count else found * count
+
+
+def _unpack_int4(raw: NDArray[np.uint8], count: int) -> NDArray[np.int8]:
+    """Returns int4 codes as int8: two a byte, the first in the low half."""
+    halves = np.stack([raw & 15, raw >> 4], axis=1).reshape(-1)[:count].astype(np.int8)
+    return np.where(halves > 7, halves - 16, halves).astype(np.int8)
 
 
 def _initial_value(tensor: Tensor) -> NDArray[Any]:

@@ -21,10 +21,11 @@ def verify_graph(graph: Graph) -> None:
     known = set(graph.inputs)
     if len(known) != len(graph.inputs):
         raise BadModelError("a tensor is a model input twice", where=graph.name)
+    _verify_sizes(graph)
     for index in graph.inputs:
-        if graph.tensor(index).is_constant:
+        if graph.tensor(index).is_constant or graph.tensor(index).is_variable:
             raise BadModelError(
-                "a model input is a constant",
+                "a model input is a constant or a variable",
                 where=graph.name,
                 got=f"tensor {index} '{graph.tensor(index).name}'",
             )
@@ -37,7 +38,8 @@ def verify_graph(graph: Graph) -> None:
                     got=f"tensor {index} '{graph.tensor(index).name}'",
                 )
         for index in op.outputs:
-            if index in known or graph.tensor(index).is_constant:
+            tensor = graph.tensor(index)
+            if index in known or tensor.is_constant or tensor.is_variable:
                 raise BadModelError(
                     "writes a tensor that has a value",
                     where=op.where(graph),
@@ -51,6 +53,17 @@ def verify_graph(graph: Graph) -> None:
                 "a model output is never written",
                 where=graph.name,
                 got=f"tensor {index} '{graph.tensor(index).name}'",
+            )
+
+
+def _verify_sizes(graph: Graph) -> None:
+    for index in (*graph.inputs, *(t for op in graph.ops for t in op.outputs)):
+        tensor = graph.tensor(index)
+        if tensor.elements == 0:
+            raise BadModelError(
+                "a tensor has no elements",
+                where=graph.name,
+                got=f"tensor {index} '{tensor.name}' of shape {tensor.shape}",
             )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from edgekiln.export.emit.literals import c_scalar
 from edgekiln.export.emit.program import Program, arena_at, numbered, pointer
-from edgekiln.export.emit.tables import Tables, content_of
+from edgekiln.export.emit.tables import Tables, content_of, uniform_byte
 from edgekiln.export.ir import c_type_of
 from edgekiln.export.lower import Node
 from edgekiln.export.ops.base import KernelCall
@@ -167,14 +167,24 @@ def _arguments_name(program: Program, position: int, number: int) -> str:
 def _reset(program: Program, tables: Tables) -> list[str]:
     if not program.states():
         return []
-    lines = [f"void {program.name}_reset({program.name}_state *state)", "{"]
+    size = f"sizeof({program.name}_state) == {program.upper}_STATE_BYTES"
+    lines = [
+        "/* Refused by the compiler when the state is not as large as the header says. */",
+        f"typedef char {program.name}_state_size_check[{size} ? 1 : -1];",
+        "",
+        f"void {program.name}_reset({program.name}_state *state)",
+        "{",
+    ]
     for name, tensor in program.states():
         value = program.graph.initial[tensor.index]
-        if value.any():
+        byte = uniform_byte(value)
+        if byte is None:
             source = tables.name_of(value)
             lines.append(f"    memcpy(state->{name}, {source}, sizeof(state->{name}));")
         else:
-            lines.append(f"    memset(state->{name}, 0, sizeof(state->{name}));")
+            lines.append(f"    memset(state->{name}, {byte}, sizeof(state->{name}));")
+    if program.state_padding_bytes:
+        lines.append("    memset(state->padding, 0, sizeof(state->padding));")
     return [*lines, "}", ""]
 
 

@@ -21,6 +21,7 @@ def emit_interface(program: Program) -> str:
         f"#define {upper}_MACS {program.macs}u",
         f"#define {upper}_ARENA_BYTES {max(program.plan.arena_bytes, 1)}",
         f"#define {upper}_ARENA_ALIGNMENT {ARENA_ALIGNMENT}",
+        *([f"#define {upper}_STATE_BYTES {program.state_bytes}"] if program.states() else []),
         "",
     ]
     for io_name, tensor in program.io():
@@ -52,6 +53,8 @@ def _state(program: Program) -> list[str]:
     if not program.states():
         return []
     members = [f"    {t.dtype.c_type} {n}[{t.elements}];" for n, t in program.states()]
+    if program.state_padding_bytes:
+        members.append(f"    uint8_t padding[{program.state_padding_bytes}];")
     return [
         "/* What the model remembers from one inference to the next. */",
         "typedef struct {",

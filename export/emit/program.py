@@ -61,13 +61,25 @@ class Program:
         return self.inputs() + self.outputs()
 
     def states(self) -> list[tuple[str, Tensor]]:
-        """Returns the member names and tensors of the state."""
-        return [(f"t{i}", self.graph.tensor(i)) for i in self.graph.states()]
+        """Returns the member names and tensors of the state.
+
+        Members with the largest elements come first: none of them needs padding before it.
+        """
+        tensors = [self.graph.tensor(i) for i in self.graph.states()]
+        tensors.sort(key=lambda tensor: -tensor.dtype.bytes)
+        return [(f"t{tensor.index}", tensor) for tensor in tensors]
+
+    @property
+    def state_padding_bytes(self) -> int:
+        """Bytes after the last member, so that the state has the same size on all processors."""
+        members = [tensor for _, tensor in self.states()]
+        largest = max((tensor.dtype.bytes for tensor in members), default=1)
+        return -sum(tensor.bytes for tensor in members) % largest
 
     @property
     def state_bytes(self) -> int:
         """Size of the state."""
-        return sum(tensor.bytes for _, tensor in self.states())
+        return sum(tensor.bytes for _, tensor in self.states()) + self.state_padding_bytes
 
     def headers(self) -> list[str]:
         """Returns the kernel headers that the code includes."""

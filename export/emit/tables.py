@@ -21,6 +21,12 @@ def content_of(array: Array) -> tuple[str, bytes]:
     return array.dtype.name, array.tobytes()
 
 
+def uniform_byte(array: Array) -> int | None:
+    """Returns the byte that an array consists of, or None when its bytes differ."""
+    found = set(array.tobytes())
+    return found.pop() if len(found) == 1 else None
+
+
 class Tables:
     """The tables by name; equal ones are stored once.
 
@@ -43,7 +49,7 @@ class Tables:
                         self._add(f"{program.name}_t{index}", tensor.value)
         for index in program.graph.states():
             value = program.graph.initial[index]
-            if value.any():
+            if uniform_byte(value) is None:
                 self._add(f"{program.name}_t{index}_initial", value)
 
     def _add(self, name: str, array: Array) -> None:

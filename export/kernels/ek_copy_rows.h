@@ -1,8 +1,9 @@
-/* One input of CONCATENATION: rows copied to where they stand in the longer rows of the output.
+/* Rows copied to where they stand in the longer rows of the output: CONCATENATION, PACK, plain
+ * copies.
  *
  * input    [rows, row_bytes]
  * output   [rows, output_row_bytes], of which this writes the first row_bytes of each row
- * Order: memory order.
+ * Order: memory order. A row is read whole before it is written, so that it may lie over itself.
  */
 #ifndef EK_COPY_ROWS_H
 #define EK_COPY_ROWS_H
@@ -19,7 +20,7 @@ static EK_INLINE void ek_copy_rows(const ek_copy_rows_params *p, const int8_t *i
                                    int8_t *output)
 {
     for (int32_t row = 0; row < p->rows; ++row) {
-        memcpy(output, input, (size_t)p->row_bytes);
+        memmove(output, input, (size_t)p->row_bytes);
         input += p->row_bytes;
         output += p->output_row_bytes;
     }

@@ -1,30 +1,39 @@
-"""CONCATENATION."""
+"""CONCATENATION and PACK."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
-from edgekiln.export.ir import Graph
+from edgekiln.export.ir import DType, Graph, Tensor
 from edgekiln.export.ops.activation import Activation
-from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op
+from edgekiln.export.ops.base import Array
+from edgekiln.export.ops.movement import (
+    ALL_TYPES,
+    MOVE,
+    Copy,
+    Movement,
+    View,
+    check_moved,
+    expect_shape,
+    positive_axis,
+)
 
 if TYPE_CHECKING:
     from edgekiln.export.tflite_reader import OperatorReader
 
 
 @dataclass(frozen=True)
-class Concatenation(Op):
-    """``int8`` tensors one after the other along one dimension."""
+class Concatenation(Movement):
+    """Tensors one after the other along one dimension."""
 
     axis: int
     activation: Activation
 
     name: ClassVar[str] = "CONCATENATION"
-    variants: ClassVar[str] = "int8; any axis; inputs of the output's scale"
+    variants: ClassVar[str] = f"{ALL_TYPES}; any axis; inputs of the output's scale"
 
     @classmethod
     def read(cls, reader: OperatorReader) -> Self:
@@ -35,24 +44,20 @@ class Concatenation(Op):
 
     def positive_axis(self, graph: Graph) -> int:
         """Returns the dimension along which the inputs are joined."""
-        rank = len(self.output(graph).shape)
-        if not -rank <= self.axis < rank:
-            self.reject(graph, "axis out of range", self.axis, f"-{rank} to {rank - 1}")
-        return self.axis % rank
+        return positive_axis(self, graph, self.axis, len(self.output(graph).shape))
 
     def check(self, graph: Graph) -> None:
         """Raises an error which names this node unless the operator can be compiled."""
         self.check_counts(graph, range(1, len(self.inputs) + 1))
         y = self.output(graph)
-        self.check_int8(graph, y)
         axis = self.positive_axis(graph)
         if self.activation is not Activation.NONE:
             self.unsupported(graph, "fused activation", self.activation, "NONE")
         joined = 0
         for position in range(len(self.inputs)):
             x = self.input(graph, position)
-            self.check_int8(graph, x)
-            self.check_same_quantization(graph, y, x)
+            check_moved(self, graph, x, y)
+            self._check_scale(graph, x, y)
             if len(x.shape) != len(y.shape) or any(
                 x.shape[i] != y.shape[i] for i in range(len(y.shape)) if i != axis
             ):
@@ -60,44 +65,71 @@ class Concatenation(Op):
             joined += x.shape[axis]
         if joined != y.shape[axis]:
             self.reject(graph, f"size of '{y.name}' along axis {axis}", y.shape[axis], joined)
+        self.check_copies(graph)
+
+    def _check_scale(self, graph: Graph, x: Tensor, y: Tensor) -> None:
+        if y.dtype in (DType.INT8, DType.UINT8):
+            self.check_type(graph, x, y.dtype)
+            self.check_type(graph, y, y.dtype)
+            self.check_same_quantization(graph, y, x)
+
+    def copies(self, graph: Graph) -> tuple[Copy, ...]:
+        """Returns one copy for each input."""
+        y, axis, start = View.of(self.output(graph)), self.positive_axis(graph), 0
+        copies = []
+        for tensor in self.inputs:
+            x = View.of(graph.tensor(tensor))
+            copies.append(Copy(x, y.sliced(axis, start, x.shape[axis])))
+            start += x.shape[axis]
+        return tuple(copies)
 
     def define(self, graph: Graph, inputs: tuple[Array | None, ...]) -> tuple[Array, ...]:
         """Computes the output."""
         return (np.concatenate([np.asarray(x) for x in inputs], axis=self.positive_axis(graph)),)
 
 
-def _lower(op: Concatenation, graph: Graph) -> tuple[KernelCall, ...]:
-    y = op.output(graph)
-    axis = op.positive_axis(graph)
-    element = y.dtype.bytes
-    output_row = math.prod(y.shape[axis:]) * element
-    calls, offset = [], 0
-    for index in op.inputs:
-        x = graph.tensor(index)
-        row = math.prod(x.shape[axis:]) * element
-        scalars = {
-            "rows": math.prod(y.shape[:axis]),
-            "row_bytes": row,
-            "output_row_bytes": output_row,
-        }
-        calls.append(
-            KernelCall(
-                "ek_copy_rows",
-                "ek_copy_rows.h",
-                scalars,
-                {},
-                (index,),
-                y.index,
-                output_offset=offset,
-                bytewise=True,
-            )
+@dataclass(frozen=True)
+class Pack(Movement):
+    """Tensors of one shape joined along a new dimension."""
+
+    axis: int
+
+    name: ClassVar[str] = "PACK"
+    variants: ClassVar[str] = f"{ALL_TYPES}; any axis"
+
+    @classmethod
+    def read(cls, reader: OperatorReader) -> Self:
+        """Builds the operator from the model file."""
+        options = reader.options("PackOptions")
+        return cls(reader.index, reader.inputs, reader.outputs, options.Axis())
+
+    def positive_axis(self, graph: Graph) -> int:
+        """Returns the number of the new dimension."""
+        return positive_axis(self, graph, self.axis, len(self.output(graph).shape))
+
+    def check(self, graph: Graph) -> None:
+        """Raises an error which names this node unless the operator can be compiled."""
+        self.check_counts(graph, range(1, len(self.inputs) + 1))
+        y, axis = self.output(graph), self.positive_axis(graph)
+        for position in range(len(self.inputs)):
+            x = self.input(graph, position)
+            check_moved(self, graph, x, y)
+            expected = (*x.shape[:axis], len(self.inputs), *x.shape[axis:])
+            expect_shape(self, graph, y, expected)
+        self.check_copies(graph)
+
+    def copies(self, graph: Graph) -> tuple[Copy, ...]:
+        """Returns one copy for each input."""
+        y, axis = View.of(self.output(graph)), self.positive_axis(graph)
+        return tuple(
+            Copy(View.of(graph.tensor(t)).repeated(axis, 1), y.sliced(axis, i, 1))
+            for i, t in enumerate(self.inputs)
         )
-        offset += row
-    return tuple(calls)
+
+    def define(self, graph: Graph, inputs: tuple[Array | None, ...]) -> tuple[Array, ...]:
+        """Computes the output."""
+        return (np.stack([np.asarray(x) for x in inputs], axis=self.positive_axis(graph)),)
 
 
-def _cost(op: Concatenation, graph: Graph) -> float:
-    return 1.0 * op.output(graph).elements
-
-
-Concatenation.kernels = (Kernel("copy_rows", _lower, _cost),)
+Concatenation.kernels = MOVE
+Pack.kernels = MOVE

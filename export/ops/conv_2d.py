@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekiln.export.ir import Graph
-from edgekiln.export.ops.activation import Activation, activation_range
+from edgekiln.export.ir import DType, Graph
+from edgekiln.export.ops.activation import Activation
 from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, Overlaps, as_int64
 from edgekiln.export.ops.convolution import (
+    INT4_INT8_INT16_FLOAT,
+    Requantization,
     bias_and_input_offset,
     bias_values,
+    bias_values_f32,
     check_accumulator,
     check_bias,
     check_clamp,
-    check_weights,
+    check_types,
+    check_wide_shifts,
+    clamp_f32,
+    dot_f32,
+    has_wide_accumulator,
     matrix_call,
     matrix_overlap,
     output_scalars,
     per_channel_requantization,
+    requantize,
+    scalars_f32,
+    scalars_s16,
 )
+from edgekiln.export.ops.types import first_input_is
 from edgekiln.export.ops.windows import (
     Padding,
     Window,
@@ -39,7 +51,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Conv2D(Op):
-    """Convolution of ``int8 [N, H, W, C]`` with a filter ``int8 [O, h, w, C / groups]``."""
+    """Convolution of ``[N, H, W, C]`` with a filter ``[O, h, w, C / groups]``."""
 
     stride_h: int
     stride_w: int
@@ -49,7 +61,9 @@ class Conv2D(Op):
     activation: Activation
 
     name: ClassVar[str] = "CONV_2D"
-    variants: ClassVar[str] = "int8; per channel or per tensor; stride, dilation, groups, padding"
+    variants: ClassVar[str] = (
+        f"{INT4_INT8_INT16_FLOAT}; per channel or per tensor; stride, dilation, groups, padding"
+    )
 
     @classmethod
     def read(cls, reader: OperatorReader) -> Self:
@@ -75,15 +89,18 @@ class Conv2D(Op):
             Window(filter_w, self.stride_w, self.dilation_w, self.padding),
         )
 
+    def requantization(self, graph: Graph) -> Requantization:
+        """Returns the multipliers of a quantized convolution."""
+        x, weights, y = self.input(graph, 0), self.input(graph, 1), self.output(graph)
+        return per_channel_requantization(x, weights, y, has_wide_accumulator(self, graph))
+
     def check(self, graph: Graph) -> None:
         """Raises an error which names this node unless the operator can be compiled."""
         self.check_counts(graph, range(2, 4))
         x, y = self.input(graph, 0), self.output(graph)
         for tensor in (x, self.input(graph, 1), y):
             self.check_rank(graph, tensor, (4,))
-        self.check_int8(graph, x)
-        self.check_int8(graph, y)
-        weights = check_weights(self, graph, channel_axis=0)
+        weights = check_types(self, graph, channel_axis=0)
         channels, _, _, group_channels = weights.shape
         check_bias(self, graph, channels)
         check_clamp(self, graph, self.activation)
@@ -91,33 +108,46 @@ class Conv2D(Op):
         if group_channels < 1 or x.shape[3] != groups * group_channels or channels % groups:
             self.reject(graph, "filter and input disagree on channels", weights.shape, x.shape)
         check_windows(self, graph, self.windows(graph), channels)
-        check_accumulator(self, graph, as_int64(weights.data).reshape(channels, -1), x)
+        if x.dtype is not DType.FLOAT32:
+            check_accumulator(self, graph, as_int64(weights.data).reshape(channels, -1), x)
+            check_wide_shifts(self, graph, self.requantization(graph))
 
     def define(self, graph: Graph, inputs: tuple[Array | None, ...]) -> tuple[Array, ...]:
-        """Computes the output: exact sums, double rounding per channel."""
+        """Computes the output: exact sums, rounded per channel, or float32 sums in tap order."""
         x, weights, y = self.input(graph, 0), self.input(graph, 1), self.output(graph)
-        accumulators = self._accumulate(graph, as_int64(inputs[0]) - x.q.zero_point)
-        accumulators = accumulators + bias_values(self, graph, weights.shape[0])
-        scaled = per_channel_requantization(x, weights, y).apply(accumulators)
-        low, high = activation_range(self.activation, y.q)
-        return (np.clip(scaled + y.q.zero_point, low, high).astype(np.int8),)
+        channels = weights.shape[0]
+        if x.dtype is DType.FLOAT32:
+            totals = self._accumulate_f32(graph, np.asarray(inputs[0], np.float32))
+            return (clamp_f32(totals + bias_values_f32(self, graph, channels), self.activation),)
+        sums = self._accumulate(graph, as_int64(inputs[0]) - x.q.zero_point)
+        sums = sums + bias_values(self, graph, channels)
+        return (requantize(y, self.requantization(graph), self.activation, sums),)
+
+    def _columns(self, graph: Graph, x: Array) -> Array:
+        """Returns the inputs under each window, [N, out_h, out_w, groups, taps]."""
+        y = self.output(graph)
+        _, filter_h, filter_w, group_channels = self.input(graph, 1).shape
+        window_h, window_w = self.windows(graph)
+        windows = extract_windows(x, window_h, window_w, y.shape[1], y.shape[2], fill=0)
+        groups = x.shape[3] // group_channels
+        columns = windows.reshape(*y.shape[:3], filter_h, filter_w, groups, group_channels)
+        return np.moveaxis(columns, 5, 3).reshape(*y.shape[:3], groups, -1)
 
     def _accumulate(self, graph: Graph, x: NDArray[np.int64]) -> NDArray[np.int64]:
-        weights, y = self.input(graph, 1), self.output(graph)
-        channels, filter_h, filter_w, group_channels = weights.shape
-        window_h, window_w = self.windows(graph)
-        # float64 holds every sum exactly: the checker has proved them to fit 32 bits.
-        windows = extract_windows(
-            x.astype(np.float64), window_h, window_w, y.shape[1], y.shape[2], fill=0
-        )
-        groups = x.shape[3] // group_channels
-        taps = filter_h * filter_w * group_channels
-        columns = windows.reshape(*y.shape[:3], filter_h, filter_w, groups, group_channels)
-        columns = np.moveaxis(columns, 5, 3).reshape(*y.shape[:3], groups, taps)
-        filters = weights.value.astype(np.float64).reshape(groups, channels // groups, taps)
-        sums = np.einsum("nhwgt,gct->nhwgc", columns, filters, optimize=True)
-        exact: NDArray[np.int64] = sums.reshape(y.shape).astype(np.int64)
+        # float64 holds every sum exactly: the checker has proved them to fit 48 bits.
+        columns = self._columns(graph, x.astype(np.float64))
+        filters = self.input(graph, 1).value.astype(np.float64)
+        grouped = filters.reshape(columns.shape[3], -1, columns.shape[4])
+        sums = np.einsum("nhwgt,gct->nhwgc", columns, grouped, optimize=True)
+        exact: NDArray[np.int64] = sums.reshape(self.output(graph).shape).astype(np.int64)
         return exact
+
+    def _accumulate_f32(self, graph: Graph, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        # A tap on the border adds 0 * weight: no change, but for the sign of a zero.
+        columns = self._columns(graph, x)
+        filters = self.input(graph, 1).value.reshape(columns.shape[3], -1, columns.shape[4])
+        sums = [dot_f32(columns[..., g, :], filters[g]) for g in range(columns.shape[3])]
+        return np.concatenate(sums, axis=-1)
 
     def macs(self, graph: Graph) -> int:
         """Counts every tap, those on the padding too."""
@@ -125,16 +155,10 @@ class Conv2D(Op):
         return self.output(graph).elements * filter_h * filter_w * group_channels
 
 
-def _lower_general(op: Conv2D, graph: Graph) -> tuple[KernelCall, ...]:
+def _filter_scalars(op: Conv2D, graph: Graph) -> dict[str, int | float]:
     x, weights, y = op.input(graph, 0), op.input(graph, 1), op.output(graph)
     channels, filter_h, filter_w, group_channels = weights.shape
-    grouped = group_channels != x.shape[3] or op.dilation_w != 1
-    window = window_scalars(x, y, op.windows(graph))
-    padded = windows_read_padding(x, y, op.windows(graph))
-    matrix = as_int64(weights.data).reshape(channels, -1)
-    bias, input_offset = bias_and_input_offset(op, graph, matrix, padded)
-    requant = per_channel_requantization(x, weights, y)
-    scalars = {
+    return {
         "batches": x.shape[0],
         "input_height": x.shape[1],
         "input_width": x.shape[2],
@@ -144,7 +168,20 @@ def _lower_general(op: Conv2D, graph: Graph) -> tuple[KernelCall, ...]:
         "filter_channels": group_channels,
         "filters_per_group": channels * group_channels // x.shape[3],
         "output_channels": channels,
-        **window,
+        **window_scalars(x, y, op.windows(graph)),
+    }
+
+
+def _lower_s8(op: Conv2D, graph: Graph) -> tuple[KernelCall, ...]:
+    x, weights, y = op.input(graph, 0), op.input(graph, 1), op.output(graph)
+    channels, _, _, group_channels = weights.shape
+    grouped = group_channels != x.shape[3] or op.dilation_w != 1
+    padded = windows_read_padding(x, y, op.windows(graph))
+    matrix = as_int64(weights.data).reshape(channels, -1)
+    bias, input_offset = bias_and_input_offset(op, graph, matrix, padded)
+    requant = op.requantization(graph)
+    scalars = {
+        **_filter_scalars(op, graph),
         "input_offset": input_offset,
         **output_scalars(y, requant, op.activation),
     }
@@ -164,6 +201,42 @@ def _lower_general(op: Conv2D, graph: Graph) -> tuple[KernelCall, ...]:
     return (call,)
 
 
+_SPECIALISE = ("batches", "filters_per_group", "dilation_height", "dilation_width")
+
+
+def _lower_s16(op: Conv2D, graph: Graph) -> tuple[KernelCall, ...]:
+    x, weights, y = op.input(graph, 0), op.input(graph, 1), op.output(graph)
+    channels = weights.shape[0]
+    requant = op.requantization(graph)
+    matrix = as_int64(weights.data).reshape(channels, -1)
+    bias = bias_values(op, graph, channels)
+    call = KernelCall(
+        "ek_conv_2d_s16",
+        "ek_conv_2d_s16.h",
+        {**_filter_scalars(op, graph), **scalars_s16(x, y, matrix, requant, op.activation)},
+        {"filter": weights.value.reshape(-1), "bias": bias, **requant.as_c_arrays()},
+        (x.index,),
+        y.index,
+        specialise=(*_SPECIALISE, "per_channel", "scales_wide", "sums_wide"),
+    )
+    return (call,)
+
+
+def _lower_f32(op: Conv2D, graph: Graph) -> tuple[KernelCall, ...]:
+    weights = op.input(graph, 1)
+    bias = bias_values_f32(op, graph, weights.shape[0])
+    call = KernelCall(
+        "ek_conv_2d_f32",
+        "ek_conv_2d_f32.h",
+        {**_filter_scalars(op, graph), **scalars_f32(op.activation)},
+        {"filter": weights.value.reshape(-1), "bias": bias},
+        (op.inputs[0],),
+        op.outputs[0],
+        specialise=_SPECIALISE,
+    )
+    return (call,)
+
+
 def _is_pointwise(op: Conv2D, graph: Graph) -> bool:
     weights = op.input(graph, 1)
     return (
@@ -174,9 +247,9 @@ def _is_pointwise(op: Conv2D, graph: Graph) -> bool:
 
 
 def _lower_pointwise(op: Conv2D, graph: Graph) -> tuple[KernelCall, ...]:
-    x, weights, y = op.input(graph, 0), op.input(graph, 1), op.output(graph)
-    rows = y.elements // y.shape[3]
-    return matrix_call(op, graph, rows, per_channel_requantization(x, weights, y), op.activation)
+    x, y = op.input(graph, 0), op.output(graph)
+    requant = None if x.dtype is DType.FLOAT32 else op.requantization(graph)
+    return matrix_call(op, graph, y.elements // y.shape[3], requant, op.activation)
 
 
 def _cost_general(op: Conv2D, graph: Graph) -> float:
@@ -195,13 +268,29 @@ def _overlap_pointwise(op: Conv2D, graph: Graph) -> Overlaps:
     return matrix_overlap(op, graph, op.output(graph).elements // op.output(graph).shape[3])
 
 
-Conv2D.kernels = (
-    Kernel("conv_2d_s8", _lower_general, _cost_general, overlap=_overlap_general),
-    Kernel(
-        "fully_connected_s8",
+def _general(
+    name: str, dtype: DType, lower: Callable[[Conv2D, Graph], tuple[KernelCall, ...]]
+) -> Kernel:
+    return Kernel(
+        name, lower, _cost_general, accepts=first_input_is(dtype), overlap=_overlap_general
+    )
+
+
+def _pointwise(name: str, dtype: DType) -> Kernel:
+    return Kernel(
+        name,
         _lower_pointwise,
         _cost_pointwise,
-        accepts=_is_pointwise,
+        accepts=lambda op, graph: op.input(graph, 0).dtype is dtype and _is_pointwise(op, graph),
         overlap=_overlap_pointwise,
-    ),
+    )
+
+
+Conv2D.kernels = (
+    _general("conv_2d_s8", DType.INT8, _lower_s8),
+    _pointwise("fully_connected_s8", DType.INT8),
+    _general("conv_2d_s16", DType.INT16, _lower_s16),
+    _pointwise("fully_connected_s16", DType.INT16),
+    _general("conv_2d_f32", DType.FLOAT32, _lower_f32),
+    _pointwise("fully_connected_f32", DType.FLOAT32),
 )

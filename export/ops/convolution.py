@@ -12,24 +12,43 @@ from edgekiln.export.fixed_point import (
     Int64Array,
     Multiplier,
     multiply_by_quantized_multiplier,
+    multiply_wide_by_quantized_multiplier,
     quantize_multiplier,
+    reduce_multiplier,
 )
 from edgekiln.export.ir import DType, Graph, Tensor
-from edgekiln.export.ops.activation import CLAMPS, Activation, activation_range
+from edgekiln.export.ops.activation import (
+    CLAMPS,
+    Activation,
+    activation_range,
+    activation_range_f32,
+)
 from edgekiln.export.ops.base import Array, KernelCall, Op, Overlap, Overlaps, as_int64
+from edgekiln.export.ops.types import SUFFIX, bounds
+
+INT4_INT8_INT16_FLOAT = (
+    "int8, int16 activations with int8 filters, float32; int4 filters with int8 activations"
+)
+"""The types of the operators that multiply by a constant filter, for the table."""
+
+_WIDE_ACCUMULATOR = 1 << 47
+"""Magnitude that the scaling of 64-bit accumulators is made for."""
 
 
 @dataclass(frozen=True, eq=False)
 class Requantization:
-    """Per-channel multipliers from the int32 accumulator to the int8 output.
+    """Per-channel multipliers from the accumulator to the output.
 
     Attributes:
         multipliers: int64 [channels], or [1] when all channels share one.
         shifts: int64, as many as ``multipliers``; negative shifts right.
+        wide: Whether accumulators have 64 bits, which are scaled with 15 bits of the
+            multiplier and one rounding.
     """
 
     multipliers: Int64Array
     shifts: Int64Array
+    wide: bool = False
 
     @property
     def shifts_left(self) -> bool:
@@ -38,42 +57,111 @@ class Requantization:
 
     def apply(self, accumulators: Int64Array) -> Int64Array:
         """Scales accumulators [..., channels]."""
+        if self.wide:
+            return multiply_wide_by_quantized_multiplier(
+                accumulators, self.multipliers, self.shifts
+            )
         return multiply_by_quantized_multiplier(accumulators, self.multipliers, self.shifts)
 
     def as_c_arrays(self) -> dict[str, Array]:
-        """Returns the tables ``multiplier`` (int32) and ``shift`` (int8) of the C kernels."""
+        """Returns the tables ``multiplier`` (int32) and ``shift`` (int8) of the C kernels.
+
+        For 64-bit accumulators they hold the reduced multiplier and the whole right shift.
+        """
+        if self.wide:
+            return {
+                "multiplier": reduce_multiplier(self.multipliers).astype(np.int32),
+                "shift": (15 - self.shifts).astype(np.int8),
+            }
         return {
             "multiplier": self.multipliers.astype(np.int32),
             "shift": self.shifts.astype(np.int8),
         }
 
 
-def requantization(multipliers: list[Multiplier]) -> Requantization:
+def requantization(multipliers: list[Multiplier], wide: bool = False) -> Requantization:
     """Builds the tables from one multiplier per channel, or one for all of them."""
     return Requantization(
         np.array([m.multiplier for m in multipliers], np.int64),
         np.array([m.shift for m in multipliers], np.int64),
+        wide,
     )
 
 
-def per_channel_requantization(x: Tensor, weights: Tensor, y: Tensor) -> Requantization:
+def per_channel_requantization(
+    x: Tensor, weights: Tensor, y: Tensor, wide: bool = False
+) -> Requantization:
     """Multipliers of a convolution (``PopulateConvolutionQuantizationParams``)."""
     return requantization(
-        [quantize_multiplier(x.q.scale * float(scale) / y.q.scale) for scale in weights.q.scales]
+        [quantize_multiplier(x.q.scale * float(scale) / y.q.scale) for scale in weights.q.scales],
+        wide,
     )
 
 
-def per_tensor_requantization(x: Tensor, weights: Tensor, y: Tensor) -> Requantization:
+def per_tensor_requantization(
+    x: Tensor, weights: Tensor, y: Tensor, wide: bool = False
+) -> Requantization:
     """The multiplier of a fully connected layer (``GetQuantizedConvolutionMultipler``)."""
     product = float(np.float32(x.q.scale) * np.float32(weights.q.scale))
-    return requantization([quantize_multiplier(product / y.q.scale)])
+    return requantization([quantize_multiplier(product / y.q.scale)], wide)
+
+
+def has_wide_accumulator(op: Op, graph: Graph) -> bool:
+    """Tells whether the oracle accumulates in 64 bits: int16 activations, int64 bias or none."""
+    bias = op.optional_input(graph, 2)
+    narrow = bias is not None and bias.dtype is DType.INT32
+    return op.input(graph, 0).dtype is DType.INT16 and not narrow
+
+
+def check_types(op: Op, graph: Graph, channel_axis: int) -> Tensor:
+    """Checks the types and scales of input, filter and output.
+
+    Args:
+        op: The operator, with the filter as input 1.
+        graph: Its graph.
+        channel_axis: The dimension of the filter that output channels belong to.
+
+    Returns:
+        The filter.
+    """
+    x, y = op.input(graph, 0), op.output(graph)
+    op.check_type(graph, x, DType.INT8, DType.INT16, DType.FLOAT32)
+    if x.dtype is not y.dtype:
+        types = f"{x.dtype.value} and {y.dtype.value}"
+        op.unsupported(graph, "types of input and output differ", types, "one type")
+    op.check_type(graph, y, x.dtype)
+    if x.dtype is not DType.FLOAT32:
+        if x.dtype is DType.INT16 and (x.q.zero_point or y.q.zero_point):
+            op.unsupported(graph, "an int16 tensor has a zero point", allowed="0")
+        return check_weights(op, graph, channel_axis)
+    weights = op.constant(graph, 1, "filter")
+    check_finite(op, graph, weights)
+    if weights.dtype is not DType.FLOAT32:
+        op.unsupported(
+            graph,
+            "the filter is quantized but the activations are float32 (a hybrid model)",
+            weights.dtype.value,
+            "float32",
+            "convert with a representative dataset, or without quantization",
+        )
+    return weights
+
+
+def check_finite(op: Op, graph: Graph, tensor: Tensor) -> None:
+    """Checks that a constant holds neither infinities nor NaN, which C has no literal for."""
+    if tensor.dtype is DType.FLOAT32 and not np.isfinite(tensor.value).all():
+        op.unsupported(graph, f"constant '{tensor.name}' holds values that are not finite")
 
 
 def check_weights(op: Op, graph: Graph, channel_axis: int) -> Tensor:
-    """Checks that the weights are symmetric int8 constants, and returns them."""
+    """Checks that the filter of a quantized operator is a symmetric constant, and returns it."""
     weights = op.constant(graph, 1, "filter")
-    if weights.dtype is not DType.INT8:
-        op.unsupported(graph, "type of the filter", weights.dtype.value, "int8")
+    allowed = [DType.INT8]
+    if op.input(graph, 0).dtype is DType.INT8:
+        allowed.append(DType.INT4)
+    if weights.dtype not in allowed:
+        names = " or ".join(dtype.value for dtype in allowed)
+        op.unsupported(graph, "type of the filter", weights.dtype.value, names)
     if weights.quantization is None:
         op.reject(graph, "the filter carries no scale")
     if any(weights.quantization.zero_points):
@@ -92,19 +180,29 @@ def check_weights(op: Op, graph: Graph, channel_axis: int) -> Tensor:
     return weights
 
 
-def check_bias(op: Op, graph: Graph, channels: int) -> None:
-    """Checks that the bias, where there is one, is an int32 constant [channels]."""
-    if op.optional_input(graph, 2) is None:
+_BIAS_TYPES = {
+    DType.INT8: (DType.INT32,),
+    DType.INT16: (DType.INT64, DType.INT32),
+    DType.FLOAT32: (DType.FLOAT32,),
+}
+
+
+def check_bias(op: Op, graph: Graph, channels: int, position: int = 2) -> None:
+    """Checks that the bias, where there is one, is a constant [channels] of a suitable type."""
+    if op.optional_input(graph, position) is None:
         return
-    bias = op.constant(graph, 2, "bias")
-    if bias.dtype is not DType.INT32:
-        op.unsupported(graph, "type of the bias", bias.dtype.value, "int32")
+    bias = op.constant(graph, position, "bias")
+    check_finite(op, graph, bias)
+    allowed = _BIAS_TYPES[op.output(graph).dtype]
+    if bias.dtype not in allowed:
+        names = " or ".join(dtype.value for dtype in allowed)
+        op.unsupported(graph, "type of the bias", bias.dtype.value, names)
     if bias.elements != channels:
         op.reject(graph, "wrong number of biases", bias.elements, channels)
 
 
 def check_accumulator(op: Op, graph: Graph, weights: NDArray[np.int64], x: Tensor) -> None:
-    """Proves that no input can overflow the int32 accumulator.
+    """Proves that no input can overflow the accumulator of a quantized operator.
 
     Args:
         op: The operator.
@@ -112,14 +210,31 @@ def check_accumulator(op: Op, graph: Graph, weights: NDArray[np.int64], x: Tenso
         weights: [channels, taps].
         x: The input tensor.
     """
-    largest_input = max(127 - x.q.zero_point, 128 + x.q.zero_point)
+    low, high = bounds(x.dtype)
+    largest_input = max(high - x.q.zero_point, x.q.zero_point - low)
     # A kernel may sum codes instead of differences to the zero point: allow for both.
-    bound = np.abs(weights).sum(axis=1) * (largest_input + 128) + np.abs(
-        bias_values(op, graph, weights.shape[0])
-    )
-    worst = int(bound.max(initial=0))
-    if worst > INT32_MAX:
-        op.unsupported(graph, "the accumulator could overflow 32 bits", worst, INT32_MAX)
+    if x.dtype is DType.INT8:
+        largest_input += 128
+    bias = bias_values(op, graph, weights.shape[0])
+    bound = np.abs(weights).sum(axis=1).astype(object) * largest_input + np.abs(bias.astype(object))
+    worst = max(bound, default=0)
+    wide = has_wide_accumulator(op, graph)
+    limit = _WIDE_ACCUMULATOR - 1 if wide else INT32_MAX
+    if worst > limit:
+        bits = 48 if wide else 32
+        op.unsupported(graph, f"the accumulator could overflow {bits} bits", worst, limit)
+
+
+def check_wide_shifts(op: Op, graph: Graph, requant: Requantization) -> None:
+    """Checks that scales suit 64-bit accumulators."""
+    if requant.wide and (requant.shifts > 7).any():
+        op.unsupported(graph, "the output's scale is too small", op.output(graph).q.scale)
+
+
+def sums_fit_int32(x: Tensor, weights: NDArray[np.int64]) -> bool:
+    """Tells whether the products of every channel sum up within 32 bits, the bias aside."""
+    low, high = bounds(x.dtype)
+    return int(np.abs(weights).sum(axis=1).max(initial=0)) * max(high, -low) <= INT32_MAX
 
 
 def bias_values(op: Op, graph: Graph, channels: int) -> NDArray[np.int64]:
@@ -158,6 +273,60 @@ def bias_and_input_offset(
     return (bias - zero_point * weights.sum(axis=1)).astype(np.int32), 0
 
 
+def requantize(
+    y: Tensor, requant: Requantization, activation: Activation, accumulators: Int64Array
+) -> Array:
+    """Computes the output codes from the accumulators [..., channels]: scale, shift, clamp."""
+    low, high = activation_range(activation, y.q, y.dtype)
+    codes = np.clip(requant.apply(accumulators) + y.q.zero_point, low, high)
+    return codes.astype(y.dtype.value)
+
+
+def clamp_f32(values: Array, activation: Activation) -> Array:
+    """Applies the clamp of a fused activation to float32 values."""
+    low, high = activation_range_f32(activation)
+    return np.minimum(np.maximum(values, np.float32(low)), np.float32(high))
+
+
+def bias_values_f32(op: Op, graph: Graph, channels: int) -> NDArray[np.float32]:
+    """Returns a float32 bias [channels]; zeros where there is none."""
+    bias = op.optional_input(graph, 2)
+    if bias is None:
+        return np.zeros(channels, np.float32)
+    return bias.value.reshape(-1).astype(np.float32)
+
+
+def dot_f32(x: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Multiplies [..., taps] by [channels, taps], adding up in the order of the taps.
+
+    That order decides the rounding; kernels and oracle have the same.
+    """
+    total = np.zeros((*x.shape[:-1], weights.shape[0]), np.float32)
+    for tap in range(weights.shape[1]):
+        total += x[..., tap, None] * weights[:, tap]
+    return total
+
+
+def scalars_f32(activation: Activation) -> dict[str, float]:
+    """Returns what the float32 kernels need to know to write an accumulator."""
+    low, high = activation_range_f32(activation)
+    return {"activation_min": low, "activation_max": high}
+
+
+def scalars_s16(
+    x: Tensor, y: Tensor, weights: NDArray[np.int64], requant: Requantization, act: Activation
+) -> dict[str, int]:
+    """Returns what the int16 kernels need to know to write an accumulator."""
+    low, high = activation_range(act, y.q, y.dtype)
+    return {
+        "activation_min": low,
+        "activation_max": high,
+        "per_channel": int(len(requant.multipliers) > 1),
+        "scales_wide": int(requant.wide),
+        "sums_wide": int(not sums_fit_int32(x, weights)),
+    }
+
+
 def output_scalars(
     y: Tensor, requantization: Requantization, activation: Activation
 ) -> dict[str, int]:
@@ -173,28 +342,42 @@ def output_scalars(
 
 
 def matrix_call(
-    op: Op, graph: Graph, rows: int, requantization: Requantization, activation: Activation
+    op: Op, graph: Graph, rows: int, requantization: Requantization | None, activation: Activation
 ) -> tuple[KernelCall, ...]:
-    """Lowers ``int8 [rows, depth]`` times ``int8 [channels, depth]`` to its kernel."""
+    """Lowers ``[rows, depth]`` times ``[channels, depth]`` to the kernel for its types."""
     x, weights, y = op.input(graph, 0), op.input(graph, 1), op.output(graph)
     depth = weights.shape[-1]
-    matrix = as_int64(weights.data).reshape(-1, depth)
-    bias, _ = bias_and_input_offset(op, graph, matrix, padded=False)
-    scalars = {
+    channels = weights.elements // depth
+    kernel = f"ek_fully_connected_{SUFFIX[x.dtype]}"
+    scalars: dict[str, int | float] = {
         "reverse": 0,
         "rows": rows,
         "input_channels": depth,
-        "output_channels": matrix.shape[0],
-        **output_scalars(y, requantization, activation),
+        "output_channels": channels,
     }
+    specialise: tuple[str, ...] = ()
+    if x.dtype is DType.FLOAT32 or requantization is None:
+        scalars |= scalars_f32(activation)
+        tables: dict[str, Array] = {"bias": bias_values_f32(op, graph, channels)}
+    else:
+        matrix = as_int64(weights.data).reshape(channels, depth)
+        if x.dtype is DType.INT16:
+            scalars |= scalars_s16(x, y, matrix, requantization, activation)
+            specialise = ("per_channel", "scales_wide", "sums_wide")
+            tables = {"bias": bias_values(op, graph, channels)}
+        else:
+            scalars |= output_scalars(y, requantization, activation)
+            specialise = ("per_channel", "shifts_left")
+            tables = {"bias": bias_and_input_offset(op, graph, matrix, padded=False)[0]}
+        tables |= requantization.as_c_arrays()
     call = KernelCall(
-        "ek_fully_connected_s8",
-        "ek_fully_connected_s8.h",
+        kernel,
+        f"{kernel}.h",
         scalars,
-        {"filter": weights.value.reshape(-1), "bias": bias, **requantization.as_c_arrays()},
+        {"filter": weights.value.reshape(-1), **tables},
         (x.index,),
         y.index,
-        specialise=("per_channel", "shifts_left"),
+        specialise=specialise,
     )
     return (call,)
 

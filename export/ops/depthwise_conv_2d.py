@@ -7,19 +7,29 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
-from edgekiln.export.ir import Graph
-from edgekiln.export.ops.activation import Activation, activation_range
+from edgekiln.export.ir import DType, Graph
+from edgekiln.export.ops.activation import Activation
 from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, Overlaps, as_int64
 from edgekiln.export.ops.convolution import (
+    INT4_INT8_INT16_FLOAT,
+    Requantization,
     bias_and_input_offset,
     bias_values,
+    bias_values_f32,
     check_accumulator,
     check_bias,
     check_clamp,
-    check_weights,
+    check_types,
+    check_wide_shifts,
+    clamp_f32,
+    has_wide_accumulator,
     output_scalars,
     per_channel_requantization,
+    requantize,
+    scalars_f32,
+    scalars_s16,
 )
+from edgekiln.export.ops.types import first_input_is
 from edgekiln.export.ops.windows import (
     Padding,
     Window,
@@ -36,9 +46,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DepthwiseConv2D(Op):
-    """Convolution of each channel of ``int8 [N, H, W, C]`` with its own filters.
+    """Convolution of each channel of ``[N, H, W, C]`` with its own filters.
 
-    The filter is ``int8 [1, h, w, C * depth_multiplier]``; output channel k comes from input
+    The filter is ``[1, h, w, C * depth_multiplier]``; output channel k comes from input
     channel ``k // depth_multiplier``.
     """
 
@@ -51,7 +61,8 @@ class DepthwiseConv2D(Op):
 
     name: ClassVar[str] = "DEPTHWISE_CONV_2D"
     variants: ClassVar[str] = (
-        "int8; per channel or per tensor; depth multiplier, stride, dilation, padding"
+        f"{INT4_INT8_INT16_FLOAT}; per channel or per tensor; depth multiplier, stride, dilation,"
+        " padding"
     )
 
     @classmethod
@@ -78,45 +89,54 @@ class DepthwiseConv2D(Op):
             Window(filter_w, self.stride_w, self.dilation_w, self.padding),
         )
 
+    def requantization(self, graph: Graph) -> Requantization:
+        """Returns the multipliers of a quantized convolution."""
+        x, weights, y = self.input(graph, 0), self.input(graph, 1), self.output(graph)
+        return per_channel_requantization(x, weights, y, has_wide_accumulator(self, graph))
+
     def check(self, graph: Graph) -> None:
         """Raises an error which names this node unless the operator can be compiled."""
         self.check_counts(graph, range(2, 4))
         x, y = self.input(graph, 0), self.output(graph)
         for tensor in (x, self.input(graph, 1), y):
             self.check_rank(graph, tensor, (4,))
-        self.check_int8(graph, x)
-        self.check_int8(graph, y)
-        weights = check_weights(self, graph, channel_axis=3)
+        weights = check_types(self, graph, channel_axis=3)
         channels = weights.shape[3]
         if weights.shape[0] != 1 or x.shape[3] < 1 or channels % x.shape[3]:
             self.reject(graph, "filter and input disagree on channels", weights.shape, x.shape)
         check_bias(self, graph, channels)
         check_clamp(self, graph, self.activation)
         check_windows(self, graph, self.windows(graph), channels)
+        if x.dtype is DType.FLOAT32:
+            return
+        if x.dtype is DType.INT16 and not has_wide_accumulator(self, graph):
+            self.unsupported(graph, "type of the bias", "int32", "int64")
         check_accumulator(self, graph, as_int64(weights.data).reshape(-1, channels).T, x)
+        check_wide_shifts(self, graph, self.requantization(graph))
 
     def define(self, graph: Graph, inputs: tuple[Array | None, ...]) -> tuple[Array, ...]:
-        """Computes the output: exact sums, double rounding per channel."""
+        """Computes the output: exact sums, rounded per channel, or float32 sums in tap order."""
         x, weights, y = self.input(graph, 0), self.input(graph, 1), self.output(graph)
+        channels = weights.shape[3]
+        if x.dtype is DType.FLOAT32:
+            sums = self._accumulate(graph, np.asarray(inputs[0], np.float32), weights.value)
+            return (clamp_f32(sums + bias_values_f32(self, graph, channels), self.activation),)
+        codes = as_int64(inputs[0]) - x.q.zero_point
+        sums = self._accumulate(graph, codes, as_int64(weights.data))
+        sums = sums + bias_values(self, graph, channels)
+        return (requantize(y, self.requantization(graph), self.activation, sums),)
+
+    def _accumulate(self, graph: Graph, x: Array, weights: Array) -> Array:
+        """Adds up the taps of each output one after the other, in the type of ``x``."""
+        y = self.output(graph)
         window_h, window_w = self.windows(graph)
-        windows = extract_windows(
-            as_int64(inputs[0]) - x.q.zero_point,
-            window_h,
-            window_w,
-            y.shape[1],
-            y.shape[2],
-            fill=0,
-        )
-        multiplier = weights.shape[3] // x.shape[3]
-        filters = as_int64(weights.data)[0].reshape(*weights.shape[1:3], x.shape[3], multiplier)
-        sums = np.zeros((*y.shape[:3], x.shape[3], multiplier), np.int64)
+        windows = extract_windows(x, window_h, window_w, y.shape[1], y.shape[2], fill=0)
+        filters = weights[0].reshape(window_h.size, window_w.size, x.shape[3], -1)
+        sums = np.zeros((*y.shape[:3], *filters.shape[2:]), x.dtype)
         for tap_y in range(window_h.size):
             for tap_x in range(window_w.size):
                 sums += windows[:, :, :, tap_y, tap_x, :, None] * filters[tap_y, tap_x]
-        accumulators = sums.reshape(y.shape) + bias_values(self, graph, weights.shape[3])
-        scaled = per_channel_requantization(x, weights, y).apply(accumulators)
-        low, high = activation_range(self.activation, y.q)
-        return (np.clip(scaled + y.q.zero_point, low, high).astype(np.int8),)
+        return sums.reshape(y.shape)
 
     def macs(self, graph: Graph) -> int:
         """Counts every tap, those on the padding too."""
@@ -124,14 +144,10 @@ class DepthwiseConv2D(Op):
         return self.output(graph).elements * filter_h * filter_w
 
 
-def _lower(op: DepthwiseConv2D, graph: Graph) -> tuple[KernelCall, ...]:
+def _filter_scalars(op: DepthwiseConv2D, graph: Graph) -> dict[str, int | float]:
     x, weights, y = op.input(graph, 0), op.input(graph, 1), op.output(graph)
     _, filter_h, filter_w, channels = weights.shape
-    padded = windows_read_padding(x, y, op.windows(graph))
-    matrix = as_int64(weights.data).reshape(-1, channels).T
-    bias, input_offset = bias_and_input_offset(op, graph, matrix, padded)
-    requant = per_channel_requantization(x, weights, y)
-    scalars = {
+    return {
         "batches": x.shape[0],
         "input_height": x.shape[1],
         "input_width": x.shape[2],
@@ -140,24 +156,62 @@ def _lower(op: DepthwiseConv2D, graph: Graph) -> tuple[KernelCall, ...]:
         "filter_height": filter_h,
         "filter_width": filter_w,
         **window_scalars(x, y, op.windows(graph)),
-        "input_offset": input_offset,
-        **output_scalars(y, requant, op.activation),
     }
+
+
+_SPECIALISE = ("batches", "depth_multiplier", "dilation_height", "dilation_width")
+
+
+def _lower_s8(op: DepthwiseConv2D, graph: Graph) -> tuple[KernelCall, ...]:
+    x, weights, y = op.input(graph, 0), op.input(graph, 1), op.output(graph)
+    padded = windows_read_padding(x, y, op.windows(graph))
+    matrix = as_int64(weights.data).reshape(-1, weights.shape[3]).T
+    bias, input_offset = bias_and_input_offset(op, graph, matrix, padded)
+    requant = op.requantization(graph)
     call = KernelCall(
         "ek_depthwise_conv_2d_s8",
         "ek_depthwise_conv_2d_s8.h",
-        scalars,
+        {
+            **_filter_scalars(op, graph),
+            "input_offset": input_offset,
+            **output_scalars(y, requant, op.activation),
+        },
         {"filter": weights.value.reshape(-1), "bias": bias, **requant.as_c_arrays()},
         (x.index,),
         y.index,
-        specialise=(
-            "batches",
-            "depth_multiplier",
-            "dilation_height",
-            "dilation_width",
-            "per_channel",
-            "shifts_left",
-        ),
+        specialise=(*_SPECIALISE, "per_channel", "shifts_left"),
+    )
+    return (call,)
+
+
+def _lower_s16(op: DepthwiseConv2D, graph: Graph) -> tuple[KernelCall, ...]:
+    x, weights, y = op.input(graph, 0), op.input(graph, 1), op.output(graph)
+    matrix = as_int64(weights.data).reshape(-1, weights.shape[3]).T
+    bias = bias_values(op, graph, weights.shape[3])
+    requant = op.requantization(graph)
+    call = KernelCall(
+        "ek_depthwise_conv_2d_s16",
+        "ek_depthwise_conv_2d_s16.h",
+        {**_filter_scalars(op, graph), **scalars_s16(x, y, matrix, requant, op.activation)},
+        {"filter": weights.value.reshape(-1), "bias": bias, **requant.as_c_arrays()},
+        (x.index,),
+        y.index,
+        specialise=(*_SPECIALISE, "per_channel", "scales_wide", "sums_wide"),
+    )
+    return (call,)
+
+
+def _lower_f32(op: DepthwiseConv2D, graph: Graph) -> tuple[KernelCall, ...]:
+    weights = op.input(graph, 1)
+    bias = bias_values_f32(op, graph, weights.shape[3])
+    call = KernelCall(
+        "ek_depthwise_conv_2d_f32",
+        "ek_depthwise_conv_2d_f32.h",
+        {**_filter_scalars(op, graph), **scalars_f32(op.activation)},
+        {"filter": weights.value.reshape(-1), "bias": bias},
+        (op.inputs[0],),
+        op.outputs[0],
+        specialise=_SPECIALISE,
     )
     return (call,)
 
@@ -171,4 +225,11 @@ def _overlap(op: DepthwiseConv2D, graph: Graph) -> Overlaps:
     return window_overlap(op, graph, op.windows(graph), channelwise)
 
 
-DepthwiseConv2D.kernels = (Kernel("depthwise_conv_2d_s8", _lower, _cost, overlap=_overlap),)
+DepthwiseConv2D.kernels = tuple(
+    Kernel(f"depthwise_conv_2d_{name}", lower, _cost, accepts=first_input_is(t), overlap=_overlap)
+    for name, t, lower in (
+        ("s8", DType.INT8, _lower_s8),
+        ("s16", DType.INT16, _lower_s16),
+        ("f32", DType.FLOAT32, _lower_f32),
+    )
+)

@@ -7,21 +7,29 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
-from edgekiln.export.ir import Graph
-from edgekiln.export.ops.activation import Activation, activation_range
+from edgekiln.export.ir import DType, Graph
+from edgekiln.export.ops.activation import Activation
 from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, Overlaps, as_int64
 from edgekiln.export.ops.convolution import (
+    INT4_INT8_INT16_FLOAT,
     Requantization,
     bias_values,
+    bias_values_f32,
     check_accumulator,
     check_bias,
     check_clamp,
-    check_weights,
+    check_types,
+    check_wide_shifts,
+    clamp_f32,
+    dot_f32,
+    has_wide_accumulator,
     matrix_call,
     matrix_overlap,
     per_channel_requantization,
     per_tensor_requantization,
+    requantize,
 )
+from edgekiln.export.ops.types import first_input_is
 
 if TYPE_CHECKING:
     from edgekiln.export.tflite_reader import OperatorReader
@@ -29,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FullyConnected(Op):
-    """Product of ``int8 [rows, depth]`` with a filter ``int8 [channels, depth]``.
+    """Product of ``[rows, depth]`` with a filter ``[channels, depth]``.
 
     The input may have any shape whose elements are a multiple of the filter's depth.
     """
@@ -38,7 +46,9 @@ class FullyConnected(Op):
     keep_num_dims: bool
 
     name: ClassVar[str] = "FULLY_CONNECTED"
-    variants: ClassVar[str] = "int8; per channel or per tensor; keep_num_dims; bias optional"
+    variants: ClassVar[str] = (
+        f"{INT4_INT8_INT16_FLOAT}; per channel or per tensor; keep_num_dims; bias optional"
+    )
 
     @classmethod
     def read(cls, reader: OperatorReader) -> Self:
@@ -61,18 +71,17 @@ class FullyConnected(Op):
     def requantization(self, graph: Graph) -> Requantization:
         """Returns the multipliers. One per tensor is a float32 product, as in the oracle."""
         x, weights, y = self.input(graph, 0), self.input(graph, 1), self.output(graph)
+        wide = has_wide_accumulator(self, graph)
         if weights.q.per_channel:
-            return per_channel_requantization(x, weights, y)
-        return per_tensor_requantization(x, weights, y)
+            return per_channel_requantization(x, weights, y, wide)
+        return per_tensor_requantization(x, weights, y, wide)
 
     def check(self, graph: Graph) -> None:
         """Raises an error which names this node unless the operator can be compiled."""
         self.check_counts(graph, range(2, 4))
         x, y = self.input(graph, 0), self.output(graph)
         self.check_rank(graph, self.input(graph, 1), (2,))
-        self.check_int8(graph, x)
-        self.check_int8(graph, y)
-        weights = check_weights(self, graph, channel_axis=0)
+        weights = check_types(self, graph, channel_axis=0)
         channels, depth = weights.shape
         check_bias(self, graph, channels)
         check_clamp(self, graph, self.activation)
@@ -80,18 +89,24 @@ class FullyConnected(Op):
             self.reject(graph, "filter and input disagree on depth", weights.shape, x.shape)
         if y.elements != self.rows(graph) * channels:
             self.reject(graph, f"shape of '{y.name}'", y.shape, (self.rows(graph), channels))
-        check_accumulator(self, graph, as_int64(weights.data), x)
+        if x.dtype is not DType.FLOAT32:
+            check_accumulator(self, graph, as_int64(weights.data), x)
+            check_wide_shifts(self, graph, self.requantization(graph))
 
     def define(self, graph: Graph, inputs: tuple[Array | None, ...]) -> tuple[Array, ...]:
-        """Computes the output: exact sums, double rounding."""
+        """Computes the output: exact sums, then rounded, or float32 sums in the inputs' order."""
         x, weights, y = self.input(graph, 0), self.input(graph, 1), self.output(graph)
         channels, depth = weights.shape
+        if x.dtype is DType.FLOAT32:
+            sums = dot_f32(np.asarray(inputs[0], np.float32).reshape(-1, depth), weights.value)
+            found = clamp_f32(sums + bias_values_f32(self, graph, channels), self.activation)
+            return (found.reshape(y.shape),)
         values = as_int64(inputs[0]).reshape(-1, depth) - x.q.zero_point
-        sums = (values.astype(np.float64) @ weights.value.astype(np.float64).T).astype(np.int64)
-        accumulators = sums + bias_values(self, graph, channels)
-        scaled = self.requantization(graph).apply(accumulators)
-        low, high = activation_range(self.activation, y.q)
-        return (np.clip(scaled + y.q.zero_point, low, high).astype(np.int8).reshape(y.shape),)
+        # float64 holds every sum exactly: the checker has proved them to fit 48 bits.
+        exact = (values.astype(np.float64) @ weights.value.astype(np.float64).T).astype(np.int64)
+        accumulators = exact + bias_values(self, graph, channels)
+        codes = requantize(y, self.requantization(graph), self.activation, accumulators)
+        return (codes.reshape(y.shape),)
 
     def macs(self, graph: Graph) -> int:
         """Counts one step per weight and row."""
@@ -99,7 +114,9 @@ class FullyConnected(Op):
 
 
 def _lower(op: FullyConnected, graph: Graph) -> tuple[KernelCall, ...]:
-    return matrix_call(op, graph, op.rows(graph), op.requantization(graph), op.activation)
+    is_float = op.input(graph, 0).dtype is DType.FLOAT32
+    requant = None if is_float else op.requantization(graph)
+    return matrix_call(op, graph, op.rows(graph), requant, op.activation)
 
 
 def _cost(op: FullyConnected, graph: Graph) -> float:
@@ -110,4 +127,7 @@ def _overlap(op: FullyConnected, graph: Graph) -> Overlaps:
     return matrix_overlap(op, graph, op.rows(graph))
 
 
-FullyConnected.kernels = (Kernel("fully_connected_s8", _lower, _cost, overlap=_overlap),)
+FullyConnected.kernels = tuple(
+    Kernel(f"fully_connected_{suffix}", _lower, _cost, accepts=first_input_is(t), overlap=_overlap)
+    for suffix, t in (("s8", DType.INT8), ("s16", DType.INT16), ("f32", DType.FLOAT32))
+)

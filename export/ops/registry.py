@@ -3,38 +3,68 @@
 from __future__ import annotations
 
 from edgekiln.export.ops import cortex_m4
-from edgekiln.export.ops.add import Add
+from edgekiln.export.ops.add import Add, Sub
 from edgekiln.export.ops.base import Op
-from edgekiln.export.ops.concatenation import Concatenation
+from edgekiln.export.ops.concatenation import Concatenation, Pack
 from edgekiln.export.ops.conv_2d import Conv2D
 from edgekiln.export.ops.depthwise_conv_2d import DepthwiseConv2D
-from edgekiln.export.ops.elementwise import Logistic, Quantize, Relu, Relu6, Tanh
 from edgekiln.export.ops.fully_connected import FullyConnected
 from edgekiln.export.ops.mean import Mean
-from edgekiln.export.ops.pad import Pad
+from edgekiln.export.ops.pad import MirrorPad, Pad, PadV2
 from edgekiln.export.ops.pool_2d import AveragePool2D, MaxPool2D
-from edgekiln.export.ops.reshape import Reshape
+from edgekiln.export.ops.quantize import Dequantize, Quantize
+from edgekiln.export.ops.relu import LeakyRelu, Prelu, Relu, Relu6, ReluN1To1
+from edgekiln.export.ops.repeat import BroadcastTo, Fill, Tile, ZerosLike
+from edgekiln.export.ops.reshape import ExpandDims, Reshape, Shape, Squeeze
+from edgekiln.export.ops.sigmoid import Logistic, Tanh
+from edgekiln.export.ops.slice import Reverse, Slice, StridedSlice
 from edgekiln.export.ops.softmax import Softmax
+from edgekiln.export.ops.split import Split, SplitV, Unpack
+from edgekiln.export.ops.transpose import DepthToSpace, SpaceToDepth, Transpose
 
 OPS: dict[str, type[Op]] = {
     op.name: op
     for op in (
         Add,
         AveragePool2D,
+        BroadcastTo,
         Concatenation,
         Conv2D,
+        DepthToSpace,
         DepthwiseConv2D,
+        Dequantize,
+        ExpandDims,
+        Fill,
         FullyConnected,
+        LeakyRelu,
         Logistic,
         MaxPool2D,
         Mean,
+        MirrorPad,
+        Pack,
         Pad,
+        PadV2,
+        Prelu,
         Quantize,
         Relu,
         Relu6,
+        ReluN1To1,
         Reshape,
+        Reverse,
+        Shape,
+        Slice,
         Softmax,
+        SpaceToDepth,
+        Split,
+        SplitV,
+        Squeeze,
+        StridedSlice,
+        Sub,
         Tanh,
+        Tile,
+        Transpose,
+        Unpack,
+        ZerosLike,
     )
 }
 

@@ -6,11 +6,12 @@ from edgekiln.export.ir import Graph
 
 
 def remove_dead_ops(graph: Graph) -> Graph:
-    """Keeps the operators that a model output depends on."""
+    """Keeps the operators that a model output depends on, and those that write states."""
     needed = set(graph.outputs)
     kept = []
     for op in reversed(graph.ops):
-        if needed.intersection(op.outputs):
+        writes_state = not op.outputs and op.states(graph)
+        if writes_state or needed.intersection(op.outputs):
             needed.update(op.activation_inputs(graph))
             kept.append(op)
     return graph.replace(ops=tuple(reversed(kept)))

@@ -72,14 +72,14 @@ def test_damaged_files_end_in_an_error_or_a_graph(
         assert "\n" not in str(error)
 
 
-def test_a_float_model_says_what_to_do() -> None:
-    x = BuiltTensor((1, 4), "FLOAT32", name="image")
+def test_a_hybrid_model_says_what_to_do() -> None:
+    x, y = BuiltTensor((1, 4), "FLOAT32", name="image"), BuiltTensor((1, 2), "FLOAT32")
     with pytest.raises(
         UnsupportedOpError,
-        match="node 0 FULLY_CONNECTED.*'image'.*float32.*int8; "
-        r"quantize the model to int8 first \(edgekiln quantize\)",
+        match=r"node 0 FULLY_CONNECTED: the filter is quantized but the activations are float32.*"
+        "int8; allowed: float32; convert with a representative dataset",
     ):
-        compile_model(small_model(x=x), name="m")
+        compile_model(small_model(x=x, y=y), name="m")
 
 
 def test_an_unsupported_operator_is_named() -> None:

@@ -1,0 +1,322 @@
+"""Compiles damaged models: whatever a file holds, only an `EdgekilnError` may come out.
+
+``make fuzz`` runs it; the number of a case says all about it::
+
+    python tests/support/fuzz_reader.py --cases 200000
+    python tests/support/fuzz_reader.py --case 4711 --save damaged.tflite
+
+Each case runs in a child process whose memory is limited. More than `CPU_LIMIT_S` seconds of
+processor time, or more than `memory_limit` bytes, is a finding like an exception is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import mmap
+import os
+import pickle
+import random
+import resource
+import signal
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from tflite_mutations import Seed, make_seed, mutate
+
+from edgekiln import console
+from edgekiln.errors import EdgekilnError
+from edgekiln.export.compiler import IO, OPTIMIZE, compile_model
+from edgekiln.export.ir import Graph
+from edgekiln.export.lower import lower_graph
+from edgekiln.export.ops.base import KernelCall
+from edgekiln.export.passes import run_passes
+from edgekiln.export.plan import alias_roots, plan_memory
+from edgekiln.export.targets import TARGETS, Target
+from edgekiln.export.tflite_reader import read_tflite
+
+CPU_LIMIT_S = 2.0
+WALL_LIMIT_S = 60.0
+ADDRESS_SPACE_BYTES = 3 << 30
+
+# Models up to this size are compiled to C, golden pair and all.
+_SMALL_MACS = 200_000
+_SMALL_ELEMENTS = 100_000
+
+_GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A case that did not end as it has to.
+
+    Attributes:
+        case: Its number.
+        model: The file that was damaged.
+        what: The exception with its place, "time" or "memory".
+        detail: The traceback, or figures.
+    """
+
+    case: int
+    model: str
+    what: str
+    detail: str
+
+
+class _TooLong(BaseException):
+    """The case has used up its processor time; nothing but the harness may catch it."""
+
+
+def memory_limit(file_bytes: int) -> int:
+    """Returns how many bytes the compilation of a damaged file may take."""
+    return (64 << 20) + 64 * file_bytes
+
+
+def load_seeds(directories: Sequence[Path], largest_bytes: int) -> list[Seed]:
+    """Reads the models to damage, smallest first."""
+    paths = {p for directory in directories for p in directory.rglob("*.tflite")}
+    files = {p: p.read_bytes() for p in paths if p.stat().st_size <= largest_bytes}
+    return [make_seed(p.name, files[p]) for p in sorted(files, key=lambda p: (len(files[p]), p))]
+
+
+def damaged_file(seeds: Sequence[Seed], case: int, run: int = 0) -> tuple[Seed, bytes]:
+    """Returns the file of a case, and what it was made from.
+
+    Args:
+        seeds: The models to damage.
+        case: Its number.
+        run: Another number for other cases.
+    """
+    generator = random.Random(f"{run}:{case}")
+    # Small files are the quickest and, byte by byte, the richest: they are drawn more often.
+    seed = seeds[int(len(seeds) * generator.random() ** 2)]
+    return seed, mutate(seed, seeds, generator)
+
+
+def compile_damaged(data: bytes, case: int) -> None:
+    """Takes a file through the whole compiler, with options drawn by the case's number."""
+    generator = random.Random(case)
+    target = generator.choice(list(TARGETS.values()))
+    graph = run_passes(read_tflite(data, "m.tflite"))
+    _plan(graph, target)
+    if _is_small(graph):
+        options = {"optimize": generator.choice(OPTIMIZE), "io": generator.choice(IO)}
+        compile_model(data, name="m", target=target.name, **options)
+
+
+def _plan(graph: Graph, target: Target) -> None:
+    root = alias_roots(graph)
+    nodes = lower_graph(graph, target, root)
+    for node in nodes:
+        for call in node.calls:
+            _check_call(call)
+    plan_memory(graph, root, nodes)
+
+
+def _check_call(call: KernelCall) -> None:
+    """Checks what a C compiler or processor could stumble over."""
+    for key, value in call.scalars.items():
+        assert math.isfinite(value), f"{call.kernel}: {key} is {value}"
+        if isinstance(value, int):
+            assert -(2**31) <= value < 2**31, f"{call.kernel}: {key} is {value}"
+        if key.endswith("shift"):
+            assert -31 <= value <= 30, f"{call.kernel}: {key} is {value}"
+    for key, array in call.arrays.items():
+        if key.endswith("shift"):
+            assert ((array >= -31) & (array <= 30)).all(), f"{call.kernel}: {key} is {array}"
+
+
+def _is_small(graph: Graph) -> bool:
+    elements = sum(graph.tensor(t).elements for t in graph.activations())
+    return elements <= _SMALL_ELEMENTS and sum(op.macs(graph) for op in graph.ops) <= _SMALL_MACS
+
+
+def run_case(seeds: Sequence[Seed], case: int, run: int = 0) -> Finding | None:
+    """Runs one case in this process."""
+    seed, data = damaged_file(seeds, case, run)
+    before = _reset_peak_bytes()
+    try:
+        with (
+            _processor_time(CPU_LIMIT_S),
+            warnings.catch_warnings(action="error"),
+            contextlib.suppress(EdgekilnError),
+        ):
+            compile_damaged(data, case)
+    except _TooLong:
+        return Finding(case, seed.name, f"time at {_place()}", traceback.format_exc())
+    except BaseException as error:
+        what = f"{type(error).__name__} at {_place()}"
+        return Finding(case, seed.name, what, traceback.format_exc())
+    used = _peak_bytes() - before
+    if used > memory_limit(len(data)):
+        return Finding(case, seed.name, "memory", f"{used:,} bytes for a file of {len(data):,}")
+    return None
+
+
+def _place() -> str:
+    """Names the innermost line of edgekiln in the exception being handled."""
+    frames = traceback.extract_tb(sys.exc_info()[2])
+    ours = [f for f in frames if "edgekiln" in f.filename or "export" in f.filename]
+    last = (ours or frames)[-1]
+    return f"{Path(last.filename).name}:{last.lineno}"
+
+
+@contextlib.contextmanager
+def _processor_time(limit_s: float) -> Iterator[None]:
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise _TooLong
+
+    previous = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, previous)
+
+
+def _reset_peak_bytes() -> int:
+    """Makes the kernel forget the peak of resident memory; returns what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _peak_bytes()
+
+
+def _peak_bytes() -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+
+
+class _Child:
+    """A process that runs some of the cases, and says which one it is at."""
+
+    def __init__(self, seeds: Sequence[Seed], cases: Sequence[int], run: int) -> None:
+        self._cases = cases
+        self._shared = mmap.mmap(-1, 16)
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        self.died = False
+        self._report(-1)
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 1
+            try:
+                self._run_cases(seeds, run)
+                status = 0
+            finally:
+                os._exit(status)
+
+    def _run_cases(self, seeds: Sequence[Seed], run: int) -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        for position, case in enumerate(self._cases):
+            self._report(position)
+            finding = run_case(seeds, case, run)
+            if finding is not None:
+                pickle.dump(finding, self._file)
+                self._file.flush()
+
+    def _report(self, position: int) -> None:
+        self._shared[:] = struct.pack("<qd", position, time.monotonic())
+
+    def position(self) -> tuple[int, float]:
+        """Returns the place of the running case in the list, and when it began."""
+        position, began_s = struct.unpack("<qd", self._shared[:])
+        return position, began_s
+
+    def wait(self, wall_limit_s: float) -> Iterator[int]:
+        """Yields the place of the running case now and then until the process has ended."""
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            position, began_s = self.position()
+            if pid:
+                self.died = status != 0
+                return
+            if position >= 0 and time.monotonic() - began_s > wall_limit_s:
+                os.kill(self.pid, signal.SIGKILL)
+            yield position
+            time.sleep(0.02)
+
+    def findings(self) -> list[Finding]:
+        """Returns what it found, after its end."""
+        found = []
+        self._file.seek(0)
+        with self._file, contextlib.suppress(EOFError):
+            while True:
+                found.append(pickle.load(self._file))
+        return found
+
+
+def run_cases(
+    seeds: Sequence[Seed], cases: Sequence[int], run: int = 0, wall_limit_s: float = WALL_LIMIT_S
+) -> Iterator[int | Finding]:
+    """Runs cases in a child process, and in a new one after each that killed it.
+
+    Yields:
+        How many cases are done, now and then, and the findings.
+    """
+    done = 0
+    while done < len(cases):
+        child = _Child(seeds, cases[done:], run)
+        for position in child.wait(wall_limit_s):
+            yield done + max(position, 0)
+        yield from child.findings()
+        if not child.died:
+            break
+        position, _ = child.position()
+        done += max(position, 0)
+        name = damaged_file(seeds, cases[done], run)[0].name
+        yield Finding(cases[done], name, "death", "the process was killed, or ran too long")
+        done += 1
+    yield len(cases)
+
+
+def main() -> int:
+    """Runs the cases that the command line asks for; 1 when there are findings."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=200_000, help="how many")
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--run", type=int, default=0, help="other numbers give other cases")
+    parser.add_argument("--case", type=int, help="run this case alone, and show its traceback")
+    parser.add_argument("--save", type=Path, help="with --case: write its file")
+    parser.add_argument("--largest", type=int, default=100_000, help="size of models, in bytes")
+    arguments = parser.parse_args()
+    directories = [_GOLDEN]
+    if "EDGEKILN_SHARED" in os.environ:
+        directories.append(Path(os.environ["EDGEKILN_SHARED"]) / "models")
+    seeds = load_seeds(directories, arguments.largest)
+    if arguments.case is not None:
+        return _one_case(seeds, arguments.case, arguments.run, arguments.save)
+    cases = range(arguments.first, arguments.first + arguments.cases)
+    found: dict[str, list[Finding]] = {}
+    with console.progress() as bar:
+        task = bar.add_task(f"damaged files of {len(seeds)} models", total=len(cases), note="")
+        for each in run_cases(seeds, cases, arguments.run):
+            if isinstance(each, Finding):
+                found.setdefault(each.what, []).append(each)
+            else:
+                bar.update(task, completed=each)
+    for what, findings in sorted(found.items(), key=lambda item: -len(item[1])):
+        numbers = ", ".join(str(f.case) for f in findings[:5])
+        print(f"{len(findings):6d}  {what}  ({findings[0].model}; cases {numbers})")
+    print(f"{len(cases):,} cases, {sum(map(len, found.values())):,} findings")
+    return int(bool(found))
+
+
+def _one_case(seeds: Sequence[Seed], case: int, run: int, save: Path | None) -> int:
+    if save is not None:
+        save.write_bytes(damaged_file(seeds, case, run)[1])
+    finding = run_case(seeds, case, run)
+    print(finding.detail if finding else f"case {case}: no finding")
+    return int(finding is not None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
