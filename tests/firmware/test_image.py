@@ -70,7 +70,7 @@ def test_constants_are_those_that_the_compiler_counted(
         report = read_bundle(digits_bundle(model, "cortex-m4"))
         arguments = _bytes_of_symbols(image.elf, "_args")
         padding = image.flash_constants_bytes - report.constants_bytes - arguments
-        assert arguments > 0
+        assert (arguments > 0) == (model == "cnn")  # where nodes share a function
         assert 0 <= padding < 4 * len(report.nodes)
 
 
