@@ -20,6 +20,7 @@ from edgekiln.export.ops.sigmoid import Logistic, Tanh
 from edgekiln.export.ops.slice import Reverse, Slice, StridedSlice
 from edgekiln.export.ops.softmax import Softmax
 from edgekiln.export.ops.split import Split, SplitV, Unpack
+from edgekiln.export.ops.svdf import Svdf
 from edgekiln.export.ops.transpose import DepthToSpace, SpaceToDepth, Transpose
 
 OPS: dict[str, type[Op]] = {
@@ -60,6 +61,7 @@ OPS: dict[str, type[Op]] = {
         Squeeze,
         StridedSlice,
         Sub,
+        Svdf,
         Tanh,
         Tile,
         Transpose,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 @dataclass
 class BuiltTensor:
-    """A tensor to build; ``data`` makes it a constant."""
+    """A tensor to build; ``data`` makes it a constant, ``is_variable`` a state."""
 
     shape: tuple[int, ...]
     dtype: str = "INT8"
@@ -23,6 +23,7 @@ class BuiltTensor:
     axis: int = 0
     data: NDArray[Any] | None = None
     name: str = ""
+    is_variable: bool = False
 
 
 @dataclass
@@ -116,6 +117,7 @@ def _build_tensor(b: flatbuffers.Builder, t: BuiltTensor, buffer: int, number: i
         "Shape": b.CreateNumpyVector(np.array(t.shape, np.int32)),
         "Type": getattr(TensorType, t.dtype),
         "Buffer": buffer,
+        "IsVariable": t.is_variable,
     }
     if t.scale:
         values["Quantization"] = _table(
