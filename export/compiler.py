@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ from edgekiln.export.emit.program import Program
 from edgekiln.export.emit.tables import Tables
 from edgekiln.export.interpret import run_graph
 from edgekiln.export.ir import Graph, Tensor
-from edgekiln.export.lower import lower_graph, reverse
+from edgekiln.export.lower import Node, lower_graph, reverse
 from edgekiln.export.passes import run_passes
-from edgekiln.export.plan import alias_roots, plan_memory
-from edgekiln.export.targets import find_target
+from edgekiln.export.plan import MemoryPlan, alias_roots, plan_memory
+from edgekiln.export.targets import Target, find_target
 from edgekiln.export.tflite_reader import read_tflite
 from edgekiln.files import new_directory, sha256_bytes, write_json, write_text
 
@@ -119,8 +119,7 @@ def plan_model(
     graph = run_passes(read_tflite(data, where or name))
     outside = (*graph.inputs, *graph.outputs) if io == "separate" else ()
     root = alias_roots(graph, outside)
-    nodes = lower_graph(graph, chosen, root)
-    plan = plan_memory(graph, root, nodes, outside)
+    nodes, plan = _lower_and_plan(graph, chosen, root, outside, least_ram=optimize == "ram")
     return Program(
         name=name,
         graph=graph,
@@ -133,6 +132,32 @@ def plan_model(
         sha256=sha256_bytes(data),
         macs=sum(op.macs(graph) for op in graph.ops),
     )
+
+
+def _lower_and_plan(
+    graph: Graph,
+    target: Target,
+    root: Mapping[int, int],
+    outside: Sequence[int],
+    least_ram: bool,
+) -> tuple[tuple[Node, ...], MemoryPlan]:
+    """Selects kernels and plans memory.
+
+    For the least RAM the node that decides the arena's size takes the kernel that needs the
+    least memory, whatever it costs, as long as that makes the arena smaller.
+    """
+    nodes = lower_graph(graph, target, root)
+    plan = plan_memory(graph, root, nodes, outside)
+    frugal = {plan.peak}
+    while least_ram:
+        other_nodes = lower_graph(graph, target, root, frugal)
+        other = plan_memory(graph, root, other_nodes, outside)
+        if other.arena_bytes < plan.arena_bytes:
+            nodes, plan = other_nodes, other
+        elif other.peak in frugal:
+            break
+        frugal.add(other.peak)
+    return nodes, plan
 
 
 def write_bundle(compiled: CompiledModel, directory: Path) -> None:

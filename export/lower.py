@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 
 from edgekiln.errors import UnsupportedOpError
@@ -33,8 +33,14 @@ class Node:
         return tuple(scratch for call in self.calls for scratch in call.scratch)
 
 
-def select_kernel(op: Op, graph: Graph, target: Target) -> Kernel:
+def select_kernel(op: Op, graph: Graph, target: Target, frugal: bool = False) -> Kernel:
     """Returns the kernel with the lowest estimated cost among those the target can run.
+
+    Args:
+        op: The operator.
+        graph: Its graph.
+        target: The processor.
+        frugal: Prefer the kernel that takes the least memory beside the tensors.
 
     Raises:
         UnsupportedOpError: There is none.
@@ -44,27 +50,45 @@ def select_kernel(op: Op, graph: Graph, target: Target) -> Kernel:
         raise UnsupportedOpError(
             "no kernel for this target", where=op.where(graph), got=target.name
         )
+    if frugal:
+        return min(usable, key=lambda k: (_extra_bytes(k, op, graph), k.cost(op, graph)))
     return min(usable, key=lambda kernel: kernel.cost(op, graph))
 
 
-def lower_graph(graph: Graph, target: Target, root: Mapping[int, int]) -> tuple[Node, ...]:
+def _extra_bytes(kernel: Kernel, op: Op, graph: Graph) -> int:
+    """Returns working memory and the distance that overlapping tensors keep."""
+    scratch = sum(s.bytes for call in kernel.lower(op, graph) for s in call.scratch)
+    overlaps = [
+        min(o.before, o.before if o.after is None else o.after)
+        for o in kernel.overlap(op, graph).values()
+    ]
+    return scratch + max(0, min(overlaps, default=op.output(graph).bytes))
+
+
+def lower_graph(
+    graph: Graph, target: Target, root: Mapping[int, int], frugal: Container[int] = ()
+) -> tuple[Node, ...]:
     """Lowers all nodes.
 
     Args:
         graph: A verified graph.
         target: The processor to select kernels for.
         root: For each activation the tensor whose memory it shares.
+        frugal: Positions of the operators whose kernels are to save memory rather than time.
     """
-    return tuple(_lower_op(op, graph, target, root) for op in graph.ops)
+    return tuple(
+        _lower_op(op, graph, target, root, position in frugal)
+        for position, op in enumerate(graph.ops)
+    )
 
 
-def _lower_op(op: Op, graph: Graph, target: Target, root: Mapping[int, int]) -> Node:
+def _lower_op(op: Op, graph: Graph, target: Target, root: Mapping[int, int], frugal: bool) -> Node:
     if op.aliases_input:
         source, result = op.inputs[0], op.outputs[0]
         if root.get(source) == root[result]:
             return Node(op, "", (), {})
         return Node(op, "copy_rows", (copy_call(graph, source, result),), {})
-    kernel = select_kernel(op, graph, target)
+    kernel = select_kernel(op, graph, target, frugal)
     overlap: dict[int, Overlap] = {}
     for position, found in kernel.overlap(op, graph).items():
         tensor = op.inputs[position]
