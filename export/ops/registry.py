@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgekiln.export.ops import cortex_m4
 from edgekiln.export.ops.add import Add, Sub
+from edgekiln.export.ops.arithmetic import Div, Maximum, Minimum, Mul, SquaredDifference
 from edgekiln.export.ops.base import Op
 from edgekiln.export.ops.concatenation import Concatenation, Pack
 from edgekiln.export.ops.conv_2d import Conv2D
@@ -34,14 +35,18 @@ OPS: dict[str, type[Op]] = {
         DepthToSpace,
         DepthwiseConv2D,
         Dequantize,
+        Div,
         ExpandDims,
         Fill,
         FullyConnected,
         LeakyRelu,
         Logistic,
         MaxPool2D,
+        Maximum,
         Mean,
+        Minimum,
         MirrorPad,
+        Mul,
         Pack,
         Pad,
         PadV2,
@@ -58,6 +63,7 @@ OPS: dict[str, type[Op]] = {
         SpaceToDepth,
         Split,
         SplitV,
+        SquaredDifference,
         Squeeze,
         StridedSlice,
         Sub,
