@@ -10,10 +10,10 @@ from edgekiln.export.ops.concatenation import Concatenation, Pack
 from edgekiln.export.ops.conv_2d import Conv2D
 from edgekiln.export.ops.depthwise_conv_2d import DepthwiseConv2D
 from edgekiln.export.ops.fully_connected import FullyConnected
-from edgekiln.export.ops.mean import Mean
 from edgekiln.export.ops.pad import MirrorPad, Pad, PadV2
 from edgekiln.export.ops.pool_2d import AveragePool2D, MaxPool2D
 from edgekiln.export.ops.quantize import Dequantize, Quantize
+from edgekiln.export.ops.reduce import Mean, ReduceMax, ReduceMin, Sum
 from edgekiln.export.ops.relu import LeakyRelu, Prelu, Relu, Relu6, ReluN1To1
 from edgekiln.export.ops.repeat import BroadcastTo, Fill, Tile, ZerosLike
 from edgekiln.export.ops.reshape import ExpandDims, Reshape, Shape, Squeeze
@@ -52,6 +52,8 @@ OPS: dict[str, type[Op]] = {
         PadV2,
         Prelu,
         Quantize,
+        ReduceMax,
+        ReduceMin,
         Relu,
         Relu6,
         ReluN1To1,
@@ -67,6 +69,7 @@ OPS: dict[str, type[Op]] = {
         Squeeze,
         StridedSlice,
         Sub,
+        Sum,
         Svdf,
         Tanh,
         Tile,
