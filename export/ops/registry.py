@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from edgekiln.export.ops import cortex_m4
 from edgekiln.export.ops.add import Add, Sub
+from edgekiln.export.ops.arithmetic import Div, Maximum, Minimum, Mul, SquaredDifference
 from edgekiln.export.ops.base import Op
 from edgekiln.export.ops.concatenation import Concatenation, Pack
 from edgekiln.export.ops.conv_2d import Conv2D
 from edgekiln.export.ops.depthwise_conv_2d import DepthwiseConv2D
 from edgekiln.export.ops.fully_connected import FullyConnected
-from edgekiln.export.ops.mean import Mean
 from edgekiln.export.ops.pad import MirrorPad, Pad, PadV2
 from edgekiln.export.ops.pool_2d import AveragePool2D, MaxPool2D
 from edgekiln.export.ops.quantize import Dequantize, Quantize
+from edgekiln.export.ops.reduce import Mean, ReduceMax, ReduceMin, Sum
 from edgekiln.export.ops.relu import LeakyRelu, Prelu, Relu, Relu6, ReluN1To1
 from edgekiln.export.ops.repeat import BroadcastTo, Fill, Tile, ZerosLike
 from edgekiln.export.ops.reshape import ExpandDims, Reshape, Shape, Squeeze
@@ -34,19 +35,25 @@ OPS: dict[str, type[Op]] = {
         DepthToSpace,
         DepthwiseConv2D,
         Dequantize,
+        Div,
         ExpandDims,
         Fill,
         FullyConnected,
         LeakyRelu,
         Logistic,
         MaxPool2D,
+        Maximum,
         Mean,
+        Minimum,
         MirrorPad,
+        Mul,
         Pack,
         Pad,
         PadV2,
         Prelu,
         Quantize,
+        ReduceMax,
+        ReduceMin,
         Relu,
         Relu6,
         ReluN1To1,
@@ -58,9 +65,11 @@ OPS: dict[str, type[Op]] = {
         SpaceToDepth,
         Split,
         SplitV,
+        SquaredDifference,
         Squeeze,
         StridedSlice,
         Sub,
+        Sum,
         Svdf,
         Tanh,
         Tile,

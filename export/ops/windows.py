@@ -63,7 +63,7 @@ class Window:
 
 
 def extract_windows(
-    x: NDArray[Any], window_h: Window, window_w: Window, out_h: int, out_w: int, fill: int
+    x: NDArray[Any], window_h: Window, window_w: Window, out_h: int, out_w: int, fill: float
 ) -> NDArray[Any]:
     """Gathers the inputs under each window.
 

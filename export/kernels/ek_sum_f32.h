@@ -1,0 +1,42 @@
+/* MEAN and SUM, float32, over one or two groups of neighbouring dimensions.
+ *
+ * input    float32 [outer, reduced_0, middle, reduced_1, inner]
+ * output   float32 [outer, middle, inner]
+ * Added up in memory order, then divided by the divisor, which is 1 for SUM.
+ * Order: outputs in memory order; each is written after the inputs it depends on were read.
+ */
+#ifndef EK_SUM_F32_H
+#define EK_SUM_F32_H
+
+#include "ek_common.h"
+
+typedef struct {
+    int32_t outer;
+    int32_t reduced_0;
+    int32_t middle;
+    int32_t reduced_1;
+    int32_t inner;
+    float divisor;
+} ek_sum_f32_params;
+
+static EK_INLINE void ek_sum_f32(const ek_sum_f32_params *p, const float *input, float *output)
+{
+    const int32_t row = p->reduced_1 * p->inner;
+    for (int32_t outer = 0; outer < p->outer; ++outer) {
+        for (int32_t middle = 0; middle < p->middle; ++middle) {
+            for (int32_t inner = 0; inner < p->inner; ++inner) {
+                const float *from = input + middle * row + inner;
+                float sum = 0.0f;
+                for (int32_t i = 0; i < p->reduced_0; ++i) {
+                    for (int32_t j = 0; j < p->reduced_1; ++j) {
+                        sum += from[i * p->middle * row + j * p->inner];
+                    }
+                }
+                *output++ = sum / p->divisor;
+            }
+        }
+        input += p->reduced_0 * p->middle * row;
+    }
+}
+
+#endif
