@@ -55,7 +55,18 @@ def lower_graph(graph: Graph, target: Target, root: Mapping[int, int]) -> tuple[
         target: The processor to select kernels for.
         root: For each activation the tensor whose memory it shares.
     """
-    return tuple(_lower_op(op, graph, target, root) for op in graph.ops)
+    nodes = tuple(_lower_op(op, graph, target, root) for op in graph.ops)
+    for node in nodes:
+        _check_states(node, graph)
+    return nodes
+
+
+def _check_states(node: Node, graph: Graph) -> None:
+    """Checks that an operator that reads a variable is one that keeps a state."""
+    kept = {tensor for call in node.calls for tensor in call.states}
+    for tensor in node.op.states(graph):
+        if tensor not in kept:
+            node.op.unsupported(graph, f"reads the variable '{graph.tensor(tensor).name}'")
 
 
 def _lower_op(op: Op, graph: Graph, target: Target, root: Mapping[int, int]) -> Node:
