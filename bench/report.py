@@ -16,6 +16,7 @@ from pathlib import Path
 from edgekiln import __version__
 from edgekiln.bench.results import Buffer, Confusion, MemoryPlan, Results
 from edgekiln.errors import ToolMissingError
+from edgekiln.export.inspect import short_tensor_name
 from edgekiln.files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -240,15 +241,6 @@ def points(difference: float) -> str:
     value = round(100 * difference, 2)
     sign = "±" if value == 0 else "+" if value > 0 else _MINUS
     return f"{sign}{abs(value):.2f} pt"
-
-
-def short_tensor_name(name: str) -> str:
-    """Returns the telling part of a converter's name, which lists all ops it fused.
-
-    ``functional_1/conv2d_1/Relu;functional_1/conv2d_1/BiasAdd`` becomes ``conv2d_1/Relu``.
-    """
-    parts = name.split(";")[0].split("/")
-    return "/".join(parts[-2:])
 
 
 def plan_tiles(results: Results) -> tuple[Tile, ...]:

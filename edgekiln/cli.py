@@ -17,6 +17,7 @@ from edgekiln.terminal import print_columns, print_facts, print_json, run, stdou
 if TYPE_CHECKING:
     from edgekiln.bench.results import BenchResult
     from edgekiln.bench.verify import Verification
+    from edgekiln.export.inspect import Inspection
     from edgekiln.firmware.boards import Board
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -160,6 +161,71 @@ def _bound(report: dict[str, Any]) -> str:
 
 @cli.command()
 @file_argument
+@click.option(
+    "--target",
+    default="generic",
+    show_default=True,
+    help="Class of processors to choose kernels for.",
+)
+@optimize_option
+@click.option("--plot", type=_FILE, help="Draw the memory plan into this .svg or .html file.")
+@json_option
+def inspect(model: Path, target: str, optimize: str, plot: Path | None, as_json: bool) -> None:
+    """Show what MODEL, a .tflite file, holds, and how it would be compiled.
+
+    Prints its nodes with shapes, scales, MACs, weights and the kernel chosen for each, then the
+    arena's buffers with the nodes between which they are alive.
+    """
+    from edgekiln.export.inspect import inspect_model
+    from edgekiln.export.memory_plot import write_plot
+    from edgekiln.files import read_input_file
+
+    found = inspect_model(read_input_file(model), model.name, target=target, optimize=optimize)
+    if plot is not None:
+        write_plot(plot, found)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _print_inspection(found)
+
+
+def _print_inspection(found: Inspection) -> None:
+    from edgekiln.export.inspect import (
+        buffer_rows,
+        describe_tensor,
+        node_rows,
+        short_tensor_name,
+    )
+
+    print_facts(
+        ("model", f"{found.model}, {found.model_bytes:,} bytes"),
+        *(("input", describe_tensor(found, t)) for t in found.inputs),
+        *(("output", describe_tensor(found, t)) for t in found.outputs),
+    )
+    click.echo()
+    print_columns(
+        ("node", "op", "name", "output", "scale", "zero", "MACs", "weights", "kernel"),
+        node_rows(found),
+    )
+    click.echo()
+    print_columns(("offset", "bytes", "from", "to", "nodes", "buffer"), buffer_rows(found))
+    click.echo()
+    peak = None if found.peak_node is None else found.nodes[found.peak_node]
+    name = f", {short_tensor_name(peak.name)}" if peak else ""
+    decider = f": node {peak.index} ({peak.op}{name}) decides" if peak else ""
+    print_facts(
+        ("MACs", found.macs),
+        ("weights", f"{found.weights_bytes:,} bytes in the file"),
+        ("constants", f"{found.constants_bytes:,} bytes in the generated code"),
+        *([("state", f"{found.state_bytes:,} bytes")] if found.state_bytes else []),
+        ("arena", f"{found.arena_bytes:,} bytes"),
+        ("at least", f"{found.arena_bound_bytes:,} bytes{decider}"),
+        ("live set", f"{found.live_set_bytes:,} bytes, were no buffers to overlap"),
+    )
+
+
+@cli.command()
+@file_argument
 @click.option("--inputs", type=_FILE, help="An .npz or .npy file with inputs of your own.")
 @click.option("--random", "samples", type=int, default=20, show_default=True, help="How many.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
@@ -276,7 +342,7 @@ def bench(model: str, board: str, optimize: str, build_dir: Path, as_json: bool)
 
 
 def _print_bench(found: BenchResult) -> None:
-    from edgekiln.bench.report import short_tensor_name
+    from edgekiln.export.inspect import short_tensor_name
 
     print_columns(
         ("node", "op", "name", "MACs", "instructions"),

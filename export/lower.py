@@ -76,10 +76,21 @@ def lower_graph(
         root: For each activation the tensor whose memory it shares.
         frugal: Positions of the operators whose kernels are to save memory rather than time.
     """
-    return tuple(
+    nodes = tuple(
         _lower_op(op, graph, target, root, position in frugal)
         for position, op in enumerate(graph.ops)
     )
+    for node in nodes:
+        _check_states(node, graph)
+    return nodes
+
+
+def _check_states(node: Node, graph: Graph) -> None:
+    """Checks that an operator that reads a variable is one that keeps a state."""
+    kept = {tensor for call in node.calls for tensor in call.states}
+    for tensor in node.op.states(graph):
+        if tensor not in kept:
+            node.op.unsupported(graph, f"reads the variable '{graph.tensor(tensor).name}'")
 
 
 def _lower_op(op: Op, graph: Graph, target: Target, root: Mapping[int, int], frugal: bool) -> Node:

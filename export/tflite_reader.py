@@ -97,6 +97,10 @@ class OperatorReader:
         """Names the node for a message."""
         return f"{self._where}: node {self.index} {self._name}"
 
+    def reject(self, what: str, got: object, allowed: object) -> NoReturn:
+        """Raises an error for an operator that contradicts the file format."""
+        raise BadModelError(what, where=self.where(), got=got, allowed=allowed)
+
     def unsupported(self, what: str, got: object, allowed: object) -> NoReturn:
         """Raises an error for options that are right but not supported."""
         raise UnsupportedOpError(what, where=self.where(), got=got, allowed=allowed)

@@ -138,4 +138,10 @@ static EK_INLINE int32_t ek_last_tap(int32_t origin, int32_t dilation, int32_t t
     return ek_min_s32(taps, (size - origin + dilation - 1) / dilation);
 }
 
+/* First of the windows of `taps` at 0, stride, 2 * stride, … that covers a place. */
+static EK_INLINE int32_t ek_first_cover(int32_t place, int32_t taps, int32_t stride)
+{
+    return place < taps ? 0 : (place - taps + stride) / stride;
+}
+
 #endif

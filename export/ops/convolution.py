@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -187,13 +188,25 @@ _BIAS_TYPES = {
 }
 
 
-def check_bias(op: Op, graph: Graph, channels: int, position: int = 2) -> None:
-    """Checks that the bias, where there is one, is a constant [channels] of a suitable type."""
-    if op.optional_input(graph, position) is None:
+def check_bias(
+    op: Op,
+    graph: Graph,
+    channels: int,
+    types: Mapping[DType, tuple[DType, ...]] | None = None,
+) -> None:
+    """Checks that the bias, where there is one, is a constant [channels] of a suitable type.
+
+    Args:
+        op: The operator, with the bias as input 2.
+        graph: Its graph.
+        channels: Number of output channels.
+        types: The bias's types by the type of the output, where they are special.
+    """
+    if op.optional_input(graph, 2) is None:
         return
-    bias = op.constant(graph, position, "bias")
+    bias = op.constant(graph, 2, "bias")
     check_finite(op, graph, bias)
-    allowed = _BIAS_TYPES[op.output(graph).dtype]
+    allowed = (_BIAS_TYPES | dict(types or {}))[op.output(graph).dtype]
     if bias.dtype not in allowed:
         names = " or ".join(dtype.value for dtype in allowed)
         op.unsupported(graph, "type of the bias", bias.dtype.value, names)
@@ -226,8 +239,8 @@ def check_accumulator(op: Op, graph: Graph, weights: NDArray[np.int64], x: Tenso
 
 
 def check_wide_shifts(op: Op, graph: Graph, requant: Requantization) -> None:
-    """Checks that scales suit 64-bit accumulators."""
-    if requant.wide and (requant.shifts > 7).any():
+    """Checks that no accumulator is shifted further to the left than its type allows."""
+    if (requant.shifts > (7 if requant.wide else 30)).any():
         op.unsupported(graph, "the output's scale is too small", op.output(graph).q.scale)
 
 

@@ -23,6 +23,7 @@ from edgekiln.export.ops.softmax import Softmax
 from edgekiln.export.ops.split import Split, SplitV, Unpack
 from edgekiln.export.ops.svdf import Svdf
 from edgekiln.export.ops.transpose import DepthToSpace, SpaceToDepth, Transpose
+from edgekiln.export.ops.transpose_conv import TransposeConv
 
 OPS: dict[str, type[Op]] = {
     op.name: op
@@ -74,6 +75,7 @@ OPS: dict[str, type[Op]] = {
         Tanh,
         Tile,
         Transpose,
+        TransposeConv,
         Unpack,
         ZerosLike,
     )

@@ -1,7 +1,8 @@
-"""CONV_2D, DEPTHWISE_CONV_2D and FULLY_CONNECTED in float32, int16 and with int4 filters."""
+"""Convolutions and matrix products in all types: float32, int16, and with int4 filters."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -162,6 +163,47 @@ def dense_layers(draw: st.DrawFn) -> bytes:
 @EXAMPLES
 @given(dense_layers(), SEEDS)
 def test_fully_connected(model: bytes, seed: int) -> None:
+    check_everywhere(model, seed)
+
+
+@st.composite
+def transposed_convolutions(draw: st.DrawFn) -> bytes:
+    """TRANSPOSE_CONV of any window, with and without bias."""
+    generator = np.random.default_rng(draw(SEEDS))
+    kind = draw(st.sampled_from(["f32", "s8", "s16", "s16 with int16 bias"]))
+    same = draw(st.booleans())
+    (fh, fw), (sh, sw) = ([draw(st.integers(1, n)) for _ in range(2)] for n in (4, 3))
+    h, w, depth, channels = (draw(st.integers(1, n)) for n in (5, 5, 4, 3))
+    out = (h * sh, w * sw) if same else ((h - 1) * sh + fh, (w - 1) * sw + fw)
+    x = activations((1, h, w, depth), kind, 0.01)
+    y = activations((1, *out, channels), kind, 0.03)
+    if kind == "s8":
+        x = BuiltTensor(x.shape, "INT8", (0.05,), (draw(st.sampled_from([-128, 4])),))
+        y = BuiltTensor(y.shape, "INT8", (0.1,), (draw(st.sampled_from([0, -9])),))
+    weights = filters(generator, (channels, fh, fw, depth), kind, 0, draw(st.booleans()))
+    shape = BuiltTensor((4,), "INT32", data=np.array(y.shape, np.int32))
+    tensors, inputs = [shape, weights, x, y], [0, 1, 2]
+    if draw(st.booleans()):
+        bias_kind = {"f32": "f32", "s8": "s16 with int32 bias"}.get(kind, "s16")
+        bias = biases(generator, channels, bias_kind, x, weights)
+        if kind.endswith("int16 bias"):
+            codes = generator.integers(-99, 99, channels, np.int16)
+            bias = replace(bias, dtype="INT16", data=codes)
+        tensors.append(bias)
+        inputs.append(4)
+    values = {
+        "Padding": 0 if same else 1,
+        "StrideH": sh,
+        "StrideW": sw,
+        "FusedActivationFunction": draw(CLAMPS),
+    }
+    op = BuiltOp("TRANSPOSE_CONV", inputs, [3], "TransposeConvOptions", values)
+    return build_model(tensors, [op], [2], [3])
+
+
+@EXAMPLES
+@given(transposed_convolutions(), SEEDS)
+def test_transpose_conv(model: bytes, seed: int) -> None:
     check_everywhere(model, seed)
 
 
