@@ -457,14 +457,17 @@ def _kibibytes(size_bytes: int | None) -> str | None:
 
 
 @cli.command("supported-ops")
+@click.option("--markdown", is_flag=True, help="Print the page docs/supported-ops.md.")
 @json_option
-def supported_ops_(as_json: bool) -> None:
+def supported_ops_(markdown: bool, as_json: bool) -> None:
     """List the operators and the targets of the compiler."""
-    from edgekiln.export.supported import supported_ops
+    from edgekiln.export.supported import supported_ops, supported_ops_markdown
     from edgekiln.export.targets import TARGETS
 
     operators = supported_ops()
-    if as_json:
+    if markdown:
+        click.echo(supported_ops_markdown(), nl=False)
+    elif as_json:
         targets = {target.name: target.description for target in TARGETS.values()}
         print_json({"targets": targets, "operators": operators})
     else:

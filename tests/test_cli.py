@@ -17,12 +17,23 @@ from edgekiln.bench.runners import tflm_available
 from edgekiln.errors import EdgekilnError
 
 COMMANDS = (
-    *("train", "quantize", "export", "compile", "verify", "flash", "deploy", "bench", "report"),
+    *(
+        "train",
+        "quantize",
+        "export",
+        "compile",
+        "inspect",
+        "verify",
+        "flash",
+        "deploy",
+        "bench",
+        "report",
+    ),
     *("models", "boards", "supported-ops", "doctor"),
 )
 
 FLOAT32 = 0
-SVDF = 27
+HASHTABLE_LOOKUP = 10
 
 
 @pytest.fixture
@@ -55,12 +66,12 @@ def make_float(data: bytes) -> bytes:
 
 
 def make_unsupported(data: bytes) -> bytes:
-    """Returns the model with an operator that no compiler of int8 CNNs has."""
+    """Returns the model with an operator that no compiler for microcontrollers has."""
     changed = bytearray(data)
     code = Model.GetRootAs(changed, 0).OperatorCodes(0)
     for field, size in ((4, 1), (10, 4)):  # deprecated_builtin_code, builtin_code
         place = code._tab.Pos + code._tab.Offset(field)
-        changed[place : place + size] = SVDF.to_bytes(size, "little")
+        changed[place : place + size] = HASHTABLE_LOOKUP.to_bytes(size, "little")
     return bytes(changed)
 
 
@@ -71,7 +82,7 @@ BAD_MODELS = {
     "empty": (lambda data: b"", "."),
     "random": (lambda data: bytes(range(256)) * 16, "not a .tflite file"),
     "float": (make_float, "float32.*int8"),
-    "unsupported": (make_unsupported, "SVDF.*supported-ops"),
+    "unsupported": (make_unsupported, "HASHTABLE_LOOKUP.*supported-ops"),
 }
 
 

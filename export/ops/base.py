@@ -170,6 +170,9 @@ class Op:
     tolerance: ClassVar[Tolerance] = Tolerance()
     """How far its float32 outputs may lie from the oracle's; all other types must be equal."""
 
+    oracle: ClassVar[str] = "TensorFlow Lite Micro"
+    """What defines its bytes: LiteRT's reference kernels where the former lacks something."""
+
     aliases_input: ClassVar[bool] = False
     """True when the output is the first input's bytes, so that nothing needs to run."""
 

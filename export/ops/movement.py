@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln.export.ir import DType, Graph, Tensor
-from edgekiln.export.ops.base import Kernel, KernelCall, Op, Overlap, Overlaps
+from edgekiln.export.ops.base import Kernel, KernelCall, Op, Overlap, Overlaps, Tolerance
 
 MOVABLE = (
     DType.INT8,
@@ -181,6 +181,7 @@ class Movement(Op):
     """An operator that only moves elements, of any type."""
 
     variants: ClassVar[str] = ALL_TYPES
+    tolerance: ClassVar[Tolerance] = Tolerance(0.0, 0.0)
 
     def copies(self, graph: Graph) -> tuple[Copy, ...]:
         """Returns the copies that it consists of, in order."""

@@ -6,6 +6,7 @@ from edgekiln.export.ops import cortex_m4
 from edgekiln.export.ops.add import Add, Sub
 from edgekiln.export.ops.arithmetic import Div, Maximum, Minimum, Mul, SquaredDifference
 from edgekiln.export.ops.base import Op
+from edgekiln.export.ops.batch_matmul import BatchMatmul
 from edgekiln.export.ops.concatenation import Concatenation, Pack
 from edgekiln.export.ops.conv_2d import Conv2D
 from edgekiln.export.ops.depthwise_conv_2d import DepthwiseConv2D
@@ -30,6 +31,7 @@ OPS: dict[str, type[Op]] = {
     for op in (
         Add,
         AveragePool2D,
+        BatchMatmul,
         BroadcastTo,
         Concatenation,
         Conv2D,

@@ -57,6 +57,7 @@ class Tile(Movement):
     """A tensor repeated as a whole along each dimension."""
 
     name: ClassVar[str] = "TILE"
+    oracle: ClassVar[str] = "LiteRT (BUILTIN_REF)"
     variants: ClassVar[str] = f"{ALL_TYPES}; constant multiples"
 
     def check(self, graph: Graph) -> None:

@@ -114,6 +114,7 @@ class StridedSlice(Ranges):
     offset: bool
 
     name: ClassVar[str] = "STRIDED_SLICE"
+    oracle: ClassVar[str] = "LiteRT (BUILTIN_REF) for new axes and ellipses"
     variants: ClassVar[str] = f"{ALL_TYPES}; constant begin, end and strides; all masks"
 
     @classmethod

@@ -207,6 +207,43 @@ def test_transpose_conv(model: bytes, seed: int) -> None:
     check_everywhere(model, seed)
 
 
+@st.composite
+def matrix_products(draw: st.DrawFn) -> bytes:
+    """BATCH_MATMUL with broadcast batches, transposed and constant operands."""
+    generator = np.random.default_rng(draw(SEEDS))
+    kind = draw(st.sampled_from(["FLOAT32", "INT8", "INT16"]))
+    rank = draw(st.integers(2, 5))
+    batches = [1, *(draw(st.integers(1, 3)) for _ in range(rank - 3))] if rank > 2 else []
+    right_batches = [draw(st.sampled_from([size, 1])) for size in batches]
+    right_batches = right_batches[draw(st.integers(0, len(batches))) :]
+    rows, depth, columns = (draw(st.integers(1, n)) for n in (4, 9, 5))
+    adj_x, adj_y = draw(st.booleans()), draw(st.booleans())
+    shapes = (
+        (*batches, *((depth, rows) if adj_x else (rows, depth))),
+        (*right_batches, *((columns, depth) if adj_y else (depth, columns))),
+        (*batches, rows, columns),
+    )
+    zeros = [0, 0, 0] if kind != "INT8" else [draw(st.sampled_from([-128, 0, 5])) for _ in range(3)]
+    scales = {"INT8": (0.05, 0.02, 0.1), "INT16": (0.001, 0.002, 0.02)}
+    tensors = [
+        BuiltTensor(shape, kind, (scales[kind][i],) if kind in scales else (), (zeros[i],))
+        for i, shape in enumerate(shapes)
+    ]
+    inputs = [0, 1]
+    if draw(st.booleans()):
+        data = generator.normal(0, 100, shapes[1]).clip(-128, 127)
+        tensors[1].data = data.astype(kind.lower())
+        inputs = [0]
+    op = BuiltOp("BATCH_MATMUL", [0, 1], [2], "BatchMatMulOptions", {"AdjX": adj_x, "AdjY": adj_y})
+    return build_model(tensors, [op], inputs, [2])
+
+
+@EXAMPLES
+@given(matrix_products(), SEEDS)
+def test_batch_matmul(model: bytes, seed: int) -> None:
+    check_everywhere(model, seed)
+
+
 def int16_dense(depth: int, code: int, bias: NDArray[Any]) -> bytes:
     """A layer of one channel with equal weights."""
     tensors = [
