@@ -15,6 +15,17 @@ def verify_graph(graph: Graph) -> None:
         BadModelError: The graph contradicts itself.
         UnsupportedOpError: A node uses what the compiler lacks.
     """
+    verify_wiring(graph)
+    for op in graph.ops:
+        op.check(graph)
+
+
+def verify_wiring(graph: Graph) -> None:
+    """Checks what holds whatever the operators are: every tensor has one value, and in time.
+
+    Raises:
+        BadModelError: The graph contradicts itself.
+    """
     if not graph.inputs or not graph.outputs:
         raise BadModelError("the model has no inputs or no outputs", where=graph.name)
     _verify_zero_points(graph)
@@ -46,7 +57,6 @@ def verify_graph(graph: Graph) -> None:
                     got=f"tensor {index} '{graph.tensor(index).name}'",
                 )
         known.update(op.outputs)
-        op.check(graph)
     for index in graph.outputs:
         if index not in known:
             raise BadModelError(

@@ -31,6 +31,8 @@ from edgekiln.export.ops.convolution import (
 )
 from edgekiln.export.ops.types import first_input_is
 from edgekiln.export.ops.windows import (
+    NO_BORDER,
+    Border,
     Padding,
     Window,
     check_windows,
@@ -58,6 +60,7 @@ class DepthwiseConv2D(Op):
     dilation_w: int
     padding: Padding
     activation: Activation
+    border: Border = NO_BORDER
 
     name: ClassVar[str] = "DEPTHWISE_CONV_2D"
     variants: ClassVar[str] = (
@@ -85,8 +88,8 @@ class DepthwiseConv2D(Op):
         """Returns the windows over height and width."""
         _, filter_h, filter_w, _ = self.input(graph, 1).shape
         return (
-            Window(filter_h, self.stride_h, self.dilation_h, self.padding),
-            Window(filter_w, self.stride_w, self.dilation_w, self.padding),
+            Window(filter_h, self.stride_h, self.dilation_h, self.padding, self.border[0]),
+            Window(filter_w, self.stride_w, self.dilation_w, self.padding, self.border[1]),
         )
 
     def requantization(self, graph: Graph) -> Requantization:

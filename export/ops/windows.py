@@ -23,6 +23,12 @@ class Padding(enum.Enum):
         return self.name
 
 
+Border = tuple[tuple[int, int], tuple[int, int]]
+"""Zeros before and after height and width, from a PAD that was folded into a convolution."""
+
+NO_BORDER: Border = ((0, 0), (0, 0))
+
+
 @dataclass(frozen=True)
 class Window:
     """A window that slides over one dimension.
@@ -32,12 +38,14 @@ class Window:
         stride: Step between outputs.
         dilation: Step between elements under the window.
         padding: How the border is treated.
+        border: Zeros before and after the input, which count as input for the padding.
     """
 
     size: int
     stride: int
     dilation: int
     padding: Padding
+    border: tuple[int, int] = (0, 0)
 
     @property
     def extent(self) -> int:
@@ -46,20 +54,28 @@ class Window:
 
     def output_size(self, input_size: int) -> int:
         """Returns the number of outputs (``ComputeOutSize``)."""
+        padded = input_size + sum(self.border)
         if self.padding is Padding.SAME:
-            return -(-input_size // self.stride)
-        return (input_size + self.stride - self.extent) // self.stride
+            return -(-padded // self.stride)
+        return (padded + self.stride - self.extent) // self.stride
 
     def pad_before(self, input_size: int, output_size: int) -> int:
         """Returns the padding before the first input (``ComputePadding``)."""
-        total = (output_size - 1) * self.stride + self.extent - input_size
-        return max(total, 0) // 2
+        padded = input_size + sum(self.border)
+        total = (output_size - 1) * self.stride + self.extent - padded
+        return self.border[0] + max(total, 0) // 2
 
     def reads_padding(self, input_size: int, output_size: int) -> bool:
         """Tells whether any window reaches over the border."""
         before = self.pad_before(input_size, output_size)
         last = (output_size - 1) * self.stride - before + self.extent
         return before > 0 or last > input_size
+
+    def touches_input(self, input_size: int, output_size: int) -> bool:
+        """Tells whether every output has an element of the input under its window."""
+        origin = np.arange(output_size) * self.stride - self.pad_before(input_size, output_size)
+        first = np.where(origin < 0, -(origin // self.dilation), 0)
+        return bool(np.all((first < self.size) & (origin + first * self.dilation < input_size)))
 
 
 def extract_windows(

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from edgekiln.export.ir import Graph
 from edgekiln.export.passes.fold_constants import fold_constants
+from edgekiln.export.passes.fold_padding import fold_padding
+from edgekiln.export.passes.merge_reshapes import merge_reshapes
 from edgekiln.export.passes.remove_dead_ops import remove_dead_ops
-from edgekiln.export.verifier import verify_graph
+from edgekiln.export.passes.simplify_moves import simplify_moves
+from edgekiln.export.verifier import verify_graph, verify_wiring
 
-PASSES = (fold_constants, remove_dead_ops)
+PASSES = (simplify_moves, merge_reshapes, fold_padding, remove_dead_ops)
 
 
 def run_passes(graph: Graph) -> Graph:
-    """Applies all passes in order; the graph is verified before the first and after each."""
+    """Applies all passes in order; the graph is verified before the first and after each.
+
+    Before constants are folded, only the wiring is verified: operators may read as constants
+    what has still to be computed from constants.
+    """
+    verify_wiring(graph)
+    graph = fold_constants(graph)
     verify_graph(graph)
     for apply in PASSES:
         graph = apply(graph)
