@@ -21,9 +21,11 @@ def c_int(value: int) -> str:
 
 
 def c_float(value: float) -> str:
-    """Writes a float32 so that a C compiler reads the same one."""
-    if not math.isfinite(value):
-        raise AssertionError(f"{value} has no literal in C")
+    """Writes a float32 so that a C compiler reads the same one (any NaN for a NaN)."""
+    if math.isnan(value):
+        return "(0.0f / 0.0f)"
+    if math.isinf(value):
+        return "(1.0f / 0.0f)" if value > 0 else "(-1.0f / 0.0f)"
     text = f"{value:.9g}"
     return text + ("f" if "." in text or "e" in text else ".0f")
 

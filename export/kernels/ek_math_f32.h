@@ -42,6 +42,32 @@ static EK_INLINE int32_t ek_is_infinite_f32(float x)
     return (ek_bits_of_f32(x) & 0x7FFFFFFFu) == 0x7F800000u ? 1 : 0;
 }
 
+/* The next smaller integer. From 2^23 on all numbers are integers. */
+static EK_INLINE float ek_floor_of_f32(float x)
+{
+    if (!(ek_abs_of_f32(x) < 8388608.0f)) {
+        return x;
+    }
+    {
+        const float whole = (float)(int32_t)x;
+        return whole > x ? whole - 1.0f : (x == 0.0f ? x : whole);
+    }
+}
+
+/* The nearest integer, halves to even: adding 2^23 leaves no bits for a fraction. */
+static EK_INLINE float ek_round_of_f32(float x)
+{
+    const float size = ek_abs_of_f32(x);
+    if (!(size < 8388608.0f)) {
+        return x;
+    }
+    {
+        const volatile float shifted = size + 8388608.0f;
+        const float rounded = shifted - 8388608.0f;
+        return x < 0.0f ? -rounded : rounded;
+    }
+}
+
 /* exp(r) - 1 for |r| < 0.35: the Taylor series to the seventh power. */
 static EK_INLINE float ek_expm1_near_zero_f32(float r)
 {

@@ -24,6 +24,13 @@ typedef struct {
     float alpha;
 } ek_leaky_relu_f32_params;
 
+/* x, at least 0 and at most 6. */
+static EK_INLINE float ek_ramp_f32(float x)
+{
+    const float raised = x < 0.0f ? 0.0f : x;
+    return raised > 6.0f ? 6.0f : raised;
+}
+
 /* Defines ek_<name>_f32, which computes `result` from x. */
 #define EK_DEFINE_UNARY_F32(name, params, result)                                              \
     static EK_INLINE void ek_##name##_f32(const params *p, const float *input, float *output)  \
@@ -44,5 +51,17 @@ EK_DEFINE_UNARY_F32(leaky_relu, ek_leaky_relu_f32_params, x > 0.0f ? x : x * p->
 EK_DEFINE_FUNCTION_F32(relu, x < 0.0f ? 0.0f : x)
 EK_DEFINE_FUNCTION_F32(logistic, ek_logistic_of_f32(x))
 EK_DEFINE_FUNCTION_F32(tanh, ek_tanh_of_f32(x))
+EK_DEFINE_FUNCTION_F32(abs, ek_abs_of_f32(x))
+EK_DEFINE_FUNCTION_F32(neg, -x)
+EK_DEFINE_FUNCTION_F32(square, x * x)
+EK_DEFINE_FUNCTION_F32(sqrt, ek_sqrt_of_f32(x))
+EK_DEFINE_FUNCTION_F32(rsqrt, 1.0f / ek_sqrt_of_f32(x))
+EK_DEFINE_FUNCTION_F32(exp, ek_exp_of_f32(x))
+EK_DEFINE_FUNCTION_F32(log, ek_log_of_f32(x))
+EK_DEFINE_FUNCTION_F32(elu, x < 0.0f ? ek_expm1_of_f32(x) : x)
+EK_DEFINE_FUNCTION_F32(hard_swish, x * ek_ramp_f32(x + 3.0f) / 6.0f)
+EK_DEFINE_FUNCTION_F32(floor, ek_floor_of_f32(x))
+EK_DEFINE_FUNCTION_F32(ceil, -ek_floor_of_f32(-x))
+EK_DEFINE_FUNCTION_F32(round, ek_round_of_f32(x))
 
 #endif

@@ -163,15 +163,6 @@ class Sub(Add):
     options: ClassVar[str] = "SubOptions"
     sign: ClassVar[int] = -1
 
-    def multipliers(self, graph: Graph) -> tuple[Multiplier, Multiplier, Multiplier]:
-        """Returns the scales, which the oracle divides in float32 (``CalculateOpDataSub``)."""
-        scales = [np.float32(self.input(graph, position).q.scale) for position in range(2)]
-        twice_max = np.float32(2) * max(scales)
-        first, second = (quantize_multiplier(float(scale / twice_max)) for scale in scales)
-        raised = np.float32(1 << _RAISED_BITS[self.output(graph).dtype])
-        output = twice_max / (raised * np.float32(self.output(graph).q.scale))
-        return first, second, quantize_multiplier(float(output))
-
     def clamp(self, graph: Graph) -> tuple[int, int]:
         """Returns the smallest and the largest output code."""
         return Arithmetic.clamp(self, graph)

@@ -123,8 +123,8 @@ class SquaredDifference(Unclamped):
         scales = [self.input(graph, position).q.scale for position in range(2)]
         twice_max = 2.0 * max(scales)
         first, second = (quantize_multiplier(scale / twice_max) for scale in scales)
-        raised = np.float32(1 << (2 * self.raised_bits(graph)))
-        output = twice_max * twice_max / float(raised * np.float32(self.output(graph).q.scale))
+        raised = 1 << (2 * self.raised_bits(graph))
+        output = twice_max * twice_max / (raised * self.output(graph).q.scale)
         return first, second, quantize_multiplier(output)
 
     def define(self, graph: Graph, inputs: tuple[Array | None, ...]) -> tuple[Array, ...]:

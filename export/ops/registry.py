@@ -11,6 +11,22 @@ from edgekiln.export.ops.concatenation import Concatenation, Pack
 from edgekiln.export.ops.conv_2d import Conv2D
 from edgekiln.export.ops.depthwise_conv_2d import DepthwiseConv2D
 from edgekiln.export.ops.fully_connected import FullyConnected
+from edgekiln.export.ops.functions import (
+    Abs,
+    Ceil,
+    Cos,
+    Elu,
+    Exp,
+    Floor,
+    HardSwish,
+    Log,
+    Neg,
+    Round,
+    Rsqrt,
+    Sin,
+    Sqrt,
+    Square,
+)
 from edgekiln.export.ops.pad import MirrorPad, Pad, PadV2
 from edgekiln.export.ops.pool_2d import AveragePool2D, MaxPool2D
 from edgekiln.export.ops.quantize import Dequantize, Quantize
@@ -29,20 +45,28 @@ from edgekiln.export.ops.transpose_conv import TransposeConv
 OPS: dict[str, type[Op]] = {
     op.name: op
     for op in (
+        Abs,
         Add,
         AveragePool2D,
         BatchMatmul,
         BroadcastTo,
+        Ceil,
         Concatenation,
         Conv2D,
+        Cos,
         DepthToSpace,
         DepthwiseConv2D,
         Dequantize,
         Div,
+        Elu,
+        Exp,
         ExpandDims,
         Fill,
+        Floor,
         FullyConnected,
+        HardSwish,
         LeakyRelu,
+        Log,
         Logistic,
         MaxPool2D,
         Maximum,
@@ -50,6 +74,7 @@ OPS: dict[str, type[Op]] = {
         Minimum,
         MirrorPad,
         Mul,
+        Neg,
         Pack,
         Pad,
         PadV2,
@@ -62,12 +87,17 @@ OPS: dict[str, type[Op]] = {
         ReluN1To1,
         Reshape,
         Reverse,
+        Round,
+        Rsqrt,
         Shape,
+        Sin,
         Slice,
         Softmax,
         SpaceToDepth,
         Split,
         SplitV,
+        Sqrt,
+        Square,
         SquaredDifference,
         Squeeze,
         StridedSlice,

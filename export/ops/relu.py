@@ -54,9 +54,8 @@ class Relu(Elementwise):
             self.unsupported(graph, "the output's scale is too small", y.q.scale)
 
     def multiplier(self, graph: Graph) -> Multiplier:
-        """Returns the ratio of the scales, which the oracle divides in float32."""
-        x, y = self.input(graph, 0), self.output(graph)
-        return quantize_multiplier(float(np.float32(x.q.scale) / np.float32(y.q.scale)))
+        """Returns the ratio of the scales."""
+        return quantize_multiplier(self.input(graph, 0).q.scale / self.output(graph).q.scale)
 
     def clamp(self, graph: Graph) -> tuple[int, int]:
         """Returns the smallest and the largest output code."""
@@ -143,12 +142,8 @@ class LeakyRelu(Elementwise):
 
     def multipliers(self, graph: Graph) -> tuple[Multiplier, Multiplier]:
         """Returns the scales of positive and, without alpha's sign, of negative numbers."""
-        x, y = np.float32(self.input(graph, 0).q.scale), np.float32(self.output(graph).q.scale)
-        with np.errstate(over="ignore"):
-            real = x / y, np.abs(x * np.float32(self.alpha) / y)
-        if not np.isfinite(real).all():
-            self.unsupported(graph, "ratio of the scales")
-        return quantize_multiplier(float(real[0])), quantize_multiplier(float(real[1]))
+        ratio = self.input(graph, 0).q.scale / self.output(graph).q.scale
+        return quantize_multiplier(ratio), quantize_multiplier(ratio * abs(self.alpha))
 
     def apply(self, graph: Graph, codes: Int64Array) -> Int64Array:
         """Computes the output codes."""
