@@ -42,26 +42,36 @@ static EK_INLINE int32_t ek_interpolate_sigmoid(const uint16_t *table, int32_t x
     }
 }
 
+/* The sigmoid of x / (3 * 4096), times 2^15. */
+static EK_INLINE int16_t ek_logistic_of_s16(const uint16_t *table, int32_t x)
+{
+    const int32_t size = x < 0 ? -x : x;
+    const int32_t y = ek_interpolate_sigmoid(table, size, 9, (int32_t)0x7FFF * 1024);
+    return (int16_t)((x < 0 ? ((int32_t)1 << 25) - y + (1 << 9) - 1 : y + (1 << 9)) >> 10);
+}
+
+/* tanh(x / (3 * 4096)) times 2^15: tanh(x) is 2 * sigmoid(2 * x) - 1. */
+static EK_INLINE int16_t ek_tanh_of_s16(const uint16_t *table, int32_t x)
+{
+    const int32_t size = x < 0 ? -x : x;
+    const int32_t sigmoid = ek_interpolate_sigmoid(table, size, 8, (int32_t)0xFFFF * 256);
+    const int32_t y = sigmoid - ((int32_t)1 << 23);
+    return (int16_t)((x < 0 ? -y + (1 << 7) - 1 : y + (1 << 7)) >> 8);
+}
+
 static EK_INLINE void ek_logistic_s16(const ek_sigmoid_s16_params *p, const int16_t *input,
                                       int16_t *output)
 {
     for (int32_t i = 0; i < p->length; ++i) {
-        const int32_t x = ek_sigmoid_argument(p, input[i]);
-        const int32_t size = x < 0 ? -x : x;
-        const int32_t y = ek_interpolate_sigmoid(p->table, size, 9, (int32_t)0x7FFF * 1024);
-        output[i] = (int16_t)((x < 0 ? ((int32_t)1 << 25) - y + (1 << 9) - 1 : y + (1 << 9)) >> 10);
+        output[i] = ek_logistic_of_s16(p->table, ek_sigmoid_argument(p, input[i]));
     }
 }
 
-/* tanh(x) is 2 * sigmoid(2 * x) - 1. */
 static EK_INLINE void ek_tanh_s16(const ek_sigmoid_s16_params *p, const int16_t *input,
                                   int16_t *output)
 {
     for (int32_t i = 0; i < p->length; ++i) {
-        const int32_t x = ek_sigmoid_argument(p, input[i]);
-        const int32_t size = x < 0 ? -x : x;
-        const int32_t y = ek_interpolate_sigmoid(p->table, size, 8, (int32_t)0xFFFF * 256) - ((int32_t)1 << 23);
-        output[i] = (int16_t)((x < 0 ? -y + (1 << 7) - 1 : y + (1 << 7)) >> 8);
+        output[i] = ek_tanh_of_s16(p->table, ek_sigmoid_argument(p, input[i]));
     }
 }
 

@@ -27,6 +27,7 @@ from edgekiln.export.ops.functions import (
     Sqrt,
     Square,
 )
+from edgekiln.export.ops.lstm import UnidirectionalSequenceLstm
 from edgekiln.export.ops.pad import MirrorPad, Pad, PadV2
 from edgekiln.export.ops.pool_2d import AveragePool2D, MaxPool2D
 from edgekiln.export.ops.quantize import Dequantize, Quantize
@@ -108,6 +109,7 @@ OPS: dict[str, type[Op]] = {
         Tile,
         Transpose,
         TransposeConv,
+        UnidirectionalSequenceLstm,
         Unpack,
         ZerosLike,
     )

@@ -146,8 +146,7 @@ class Logistic(Sigmoidal):
 
     def interpolate(self, x: Int64Array) -> Int64Array:
         """Computes the int16 output codes from the argument at the table's scale."""
-        result = _interpolated(np.abs(x), 9, 0x7FFF << 10)
-        return np.where(x >= 0, result + (1 << 9), (1 << 25) - result + (1 << 9) - 1) >> 10
+        return logistic_s16(x)
 
     def apply_real(self, graph: Graph, values: Array) -> Array:
         """Computes float32 results."""
@@ -166,13 +165,24 @@ class Tanh(Sigmoidal):
         return rounding_divide_by_pot(tanh(x_q4, _INTEGER_BITS), 24)
 
     def interpolate(self, x: Int64Array) -> Int64Array:
-        """Computes the int16 output codes: tanh(x) is 2 * sigmoid(2 * x) - 1."""
-        result = _interpolated(np.abs(x), 8, 0xFFFF << 8) - (1 << 23)
-        return np.where(x >= 0, result + (1 << 7), -result + (1 << 7) - 1) >> 8
+        """Computes the int16 output codes from the argument at the table's scale."""
+        return tanh_s16(x)
 
     def apply_real(self, graph: Graph, values: Array) -> Array:
         """Computes float32 results."""
         return tanh_f32(values)
+
+
+def logistic_s16(x: Int64Array) -> Int64Array:
+    """Computes the sigmoid in Q15 of an argument at the table's scale, 1 / (3 * 4096)."""
+    result = _interpolated(np.abs(x), 9, 0x7FFF << 10)
+    return np.where(x >= 0, result + (1 << 9), (1 << 25) - result + (1 << 9) - 1) >> 10
+
+
+def tanh_s16(x: Int64Array) -> Int64Array:
+    """Computes tanh in Q15 of an argument at the table's scale: 2 * sigmoid(2 * x) - 1."""
+    result = _interpolated(np.abs(x), 8, 0xFFFF << 8) - (1 << 23)
+    return np.where(x >= 0, result + (1 << 7), -result + (1 << 7) - 1) >> 8
 
 
 def _interpolated(x: Int64Array, fraction_bits: int, saturated: int) -> Int64Array:

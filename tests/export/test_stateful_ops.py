@@ -64,3 +64,69 @@ def svdfs(draw: st.DrawFn) -> bytes:
 @given(svdfs(), SEEDS, st.sampled_from(["arena", "separate"]))
 def test_svdf(model: bytes, seed: int, io: str) -> None:
     check_stream(model, seed, io=io)
+
+
+def lstm_tensors(
+    generator: np.random.Generator, kind: str, batches: int, inputs: int, units: int
+) -> list[BuiltTensor]:
+    """Filters, biases and states of an LSTM, at the positions of its inputs from 1 on."""
+    real, wide = kind == "FLOAT32", kind == "INT16"
+    tensors = []
+    for position in range(1, 20):
+        depth = inputs if position < 5 else units
+        if 9 <= position < 12 or 16 <= position < 18:
+            continue
+        if position < 9:
+            shape, scale, low = (units, depth), 0.01, 128
+            dtype = "FLOAT32" if real else "INT8"
+        elif position < 16:
+            shape, scale, low = (units,), 0.0005, 3000
+            dtype = "FLOAT32" if real else "INT64" if wide else "INT32"
+        else:
+            shape, low = (batches, units), 0
+            scale = (1 / 32768 if wide else 1 / 128) if position == 18 else 2.0**-11
+            dtype = kind if position == 18 or real else "INT16"
+        zero_point = 3 if position == 18 and kind == "INT8" else 0
+        tensor = BuiltTensor(shape, dtype, () if real else (scale,), (zero_point,))
+        if position < 16:
+            codes = generator.integers(-low, low, shape)
+            data = (codes * scale).astype("f4") if real else codes.astype(dtype.lower())
+            tensor.data = data
+        else:
+            tensor.is_variable = True
+        tensors.append(tensor)
+    return tensors
+
+
+@st.composite
+def lstms(draw: st.DrawFn) -> bytes:
+    """LSTMs of all types, either order of batches and steps, with and without a clip."""
+    generator = np.random.default_rng(draw(SEEDS))
+    kind = draw(st.sampled_from(["FLOAT32", "INT8", "INT16"]))
+    batches, steps = draw(st.integers(1, 2)), draw(st.integers(1, 4))
+    inputs, units = draw(st.integers(1, 6)), draw(st.integers(1, 5))
+    time_major = draw(st.booleans())
+    outer = (steps, batches) if time_major else (batches, steps)
+    scales: dict[str, tuple[float, ...]] = {"INT8": (0.02,), "INT16": (0.0001,), "FLOAT32": ()}
+    zero_point = (draw(st.sampled_from([-128, 0, 6])) if kind == "INT8" else 0,)
+    hidden_scale = {"INT8": (1 / 128,), "INT16": (1 / 32768,), "FLOAT32": ()}[kind]
+    x = BuiltTensor((*outer, inputs), kind, scales[kind], zero_point)
+    y = BuiltTensor((*outer, units), kind, hidden_scale, (3 if kind == "INT8" else 0,))
+    tensors = [x, *lstm_tensors(generator, kind, batches, inputs, units), y]
+    numbers = iter(range(1, 15))
+    present = [p < 9 or 12 <= p < 16 or 18 <= p < 20 for p in range(1, 24)]
+    positions = [0, *(next(numbers) if there else -1 for there in present)]
+    values = {
+        "FusedActivationFunction": 4,
+        "TimeMajor": time_major,
+        "CellClip": draw(st.sampled_from([0.0, 0.3, 10.0])),
+    }
+    name = "UNIDIRECTIONAL_SEQUENCE_LSTM"
+    op = BuiltOp(name, positions, [15], "UnidirectionalSequenceLSTMOptions", values)
+    return build_model(tensors, [op], [0], [15])
+
+
+@EXAMPLES
+@given(lstms(), SEEDS)
+def test_lstm(model: bytes, seed: int) -> None:
+    check_stream(model, seed)
