@@ -21,6 +21,7 @@ from edgekiln.bench.accuracy import (
     top1_accuracy,
 )
 from edgekiln.bench.device import DeviceRun, run_on_board
+from edgekiln.bench.divergence import find_first_mismatch
 from edgekiln.bench.inputs import ModelInputs
 from edgekiln.bench.results import (
     Accuracy,
@@ -44,7 +45,6 @@ from edgekiln.bench.runners import (
     TflmRunner,
 )
 from edgekiln.bench.tensors import Tensors
-from edgekiln.bench.verify import find_first_mismatch
 from edgekiln.console import say, track
 from edgekiln.errors import (
     BadModelError,

@@ -218,13 +218,16 @@ class LiteRTRunner:
         model: A .tflite file's bytes.
         reference: True for the reference kernels (BUILTIN_REF), whose bytes may be compared.
             False for the default, XNNPACK: fast, and its bytes differ, so for latency only.
+        preserve_nodes: Keep every tensor, so that `node_tensors` can read them.
 
     Raises:
         ToolMissingError: ai-edge-litert is not installed.
         BadModelError: LiteRT refuses the model.
     """
 
-    def __init__(self, model: bytes, *, reference: bool = True) -> None:
+    def __init__(
+        self, model: bytes, *, reference: bool = True, preserve_nodes: bool = False
+    ) -> None:
         litert = _import_or_explain(
             "ai_edge_litert.interpreter", "ai-edge-litert", "pip install 'edgekiln[litert]'"
         )
@@ -237,6 +240,7 @@ class LiteRTRunner:
                     model_content=model,
                     num_threads=1,
                     experimental_op_resolver_type=kind.BUILTIN_REF if reference else kind.AUTO,
+                    experimental_preserve_all_tensors=preserve_nodes,
                 )
                 self._interpreter.allocate_tensors()
             except (RuntimeError, ValueError) as error:
@@ -255,6 +259,12 @@ class LiteRTRunner:
         outputs = tuple(self._interpreter.get_tensor(index) for index in self._output_indices)
         self._interpreter.reset_all_variables()
         return outputs
+
+    def node_tensors(self, inputs: Tensors, tensor_indices: Sequence[int]) -> dict[int, Tensor]:
+        """Runs one inference and returns some tensors; see `TflmRunner.node_tensors`."""
+        rows = check_inputs(inputs, self.inputs)
+        self._invoke(tuple(array[0] for array in rows))
+        return {index: self._interpreter.get_tensor(index) for index in tensor_indices}
 
 
 class OnnxRunner:

@@ -1,57 +1,39 @@
 """`edgekiln verify`: compiles a model, runs it, and compares every output byte with the oracle.
 
 The oracle is TensorFlow Lite Micro. When a byte differs, one inference is run again node by
-node on the oracle, by the numpy definitions and by the generated C, and the first node that
-differs is named.
+node (`edgekiln.bench.divergence`), and the first node that differs is named.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgekiln.bench.runners import (
-    CompiledRunner,
-    Tensors,
-    TflmRunner,
-    check_inputs,
-    read_tensor_specs,
+from edgekiln.bench.divergence import (
+    Mismatch,
+    accumulated_tolerance,
+    differs,
+    find_first_mismatch,
+    find_in_outputs,
+    find_on_board,
+    load_oracle,
 )
+from edgekiln.bench.runners import CompiledRunner, Tensors, check_inputs, read_tensor_specs
+from edgekiln.bench.tensors import TensorSpec
+from edgekiln.console import say
 from edgekiln.errors import BadInputError
 from edgekiln.export.compiler import c_name_of, compile_model, write_bundle
-from edgekiln.export.interpret import run_all_nodes
 from edgekiln.export.ir import Graph
+from edgekiln.export.ops.base import Tolerance
 from edgekiln.files import read_input_file
 
 HOST = "host"
-ORACLE = "tflm"
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """Where two runs of one inference part.
-
-    Attributes:
-        node: The node's number in the model file.
-        op: Its operator.
-        index: Position in the node's output, in elements of the flat array.
-        got: The value there.
-        want: The oracle's value.
-        engine: Who computed ``got``: "numpy", "c" (on the host) or the board's slug.
-        sample: Which of the inputs shows it.
-    """
-
-    node: int
-    op: str
-    index: int
-    got: int
-    want: int
-    engine: str
-    sample: int
 
 
 @dataclass(frozen=True)
@@ -59,11 +41,12 @@ class Verification:
     """What `verify_model` found.
 
     Attributes:
-        match: Whether every byte equals the oracle's.
+        match: Whether every byte equals the oracle's, and every float32 lies within the
+            operators' tolerance.
         samples: Number of inferences.
         bytes: Output bytes compared.
-        mismatched_bytes: How many of them differ.
-        max_abs_diff: The largest difference of two codes.
+        mismatched_bytes: How many of them differ; of float32 values, by more than allowed.
+        max_abs_diff: The largest difference of two codes, or of two real numbers.
         first_mismatch: The first node that differs; None when all bytes match.
         oracle: Name of the oracle.
         target: "host" or the board's slug.
@@ -74,7 +57,7 @@ class Verification:
     samples: int
     bytes: int
     mismatched_bytes: int
-    max_abs_diff: int
+    max_abs_diff: int | float
     first_mismatch: Mismatch | None
     oracle: str
     target: str
@@ -86,11 +69,11 @@ class Verification:
 
 
 def random_inputs(model: bytes, samples: int, seed: int) -> Tensors:
-    """Makes inputs for a model: int8 codes, half of the samples over the full range.
+    """Makes inputs for a model, half of the samples over the full range of codes.
 
     Uniform codes drive saturating operators such as softmax to their ends, where little
     can differ. Every second sample therefore varies around a base code in a random
-    narrower range.
+    narrower range. Real numbers are normally distributed, with several magnitudes.
 
     Args:
         model: A .tflite file's bytes.
@@ -106,15 +89,24 @@ def random_inputs(model: bytes, samples: int, seed: int) -> Tensors:
     specs, _ = read_tensor_specs(model)
     inputs = []
     for spec in specs:
-        info = np.iinfo(spec.dtype)
         rows = np.empty((samples, *spec.batch_shape), spec.dtype)
         for sample in range(samples):
-            low, high = int(info.min), int(info.max)
-            if sample % 2:
-                low, high = sorted(int(v) for v in generator.integers(low, high, 2))
-            rows[sample] = generator.integers(low, high + 1, spec.batch_shape)
+            rows[sample] = _random_row(generator, spec, full_range=sample % 2 == 0)
         inputs.append(rows)
     return tuple(inputs)
+
+
+def _random_row(generator: np.random.Generator, spec: TensorSpec, full_range: bool) -> NDArray[Any]:
+    if spec.dtype.kind == "f":
+        magnitude = 1.0 if full_range else 10.0 ** generator.uniform(-2, 1)
+        return (magnitude * generator.standard_normal(spec.batch_shape)).astype(spec.dtype)
+    if spec.dtype.kind == "b":
+        return generator.integers(0, 2, spec.batch_shape).astype(spec.dtype)
+    info = np.iinfo(spec.dtype)
+    low, high = int(info.min), int(info.max)
+    if not full_range:
+        low, high = sorted(int(v) for v in generator.integers(low, high, 2))
+    return generator.integers(low, high, spec.batch_shape, spec.dtype, endpoint=True)
 
 
 def read_inputs(path: Path, model: bytes) -> Tensors:
@@ -162,18 +154,84 @@ def verify_model(
     Raises:
         EdgekilnError: The model cannot be compiled or run.
     """
-    model = read_input_file(path)
-    with tempfile.TemporaryDirectory(prefix="edgekiln-verify-") as temporary:
-        bundle = Path(temporary) / "c"
-        compiler_target = HOST if target == HOST else _board_target(target)
+    return _Verifier(path, target, optimize).verify(samples, seed, inputs)
+
+
+class _Verifier:
+    def __init__(self, path: Path, target: str, optimize: str) -> None:
+        self.path = path
+        self.model = read_input_file(path)
+        self.target = target
+        self.optimize = optimize
+
+    def verify(self, samples: int, seed: int, inputs: Tensors | None) -> Verification:
+        with tempfile.TemporaryDirectory(prefix="edgekiln-verify-") as temporary:
+            bundle = Path(temporary) / "c"
+            graph = self.compile(self.model, bundle)
+            chosen = random_inputs(self.model, samples, seed) if inputs is None else inputs
+            oracle, oracle_name = load_oracle(self.model)
+            want = oracle.run(chosen)
+            got = self.run(bundle, chosen, Path(temporary))
+            wrong = _wrong_bytes(graph, want, got)
+            first = None
+            if wrong.any():
+                sample = int(np.argmax(wrong.any(axis=1)))
+                first = self.find_first(graph, bundle, chosen, want, got, sample)
+        return Verification(
+            match=first is None,
+            samples=len(chosen[0]),
+            bytes=int(wrong.size),
+            mismatched_bytes=int(wrong.sum()),
+            max_abs_diff=max(map(_largest_difference, want, got), default=0),
+            first_mismatch=first,
+            oracle=oracle_name,
+            target=self.target,
+            model=self.path.name,
+        )
+
+    def compile(self, model: bytes, bundle: Path) -> Graph:
+        target = HOST if self.target == HOST else _board_target(self.target)
         compiled = compile_model(
-            model, name=c_name_of(path), target=compiler_target, optimize=optimize, where=str(path)
+            model,
+            name=c_name_of(self.path),
+            target=target,
+            optimize=self.optimize,
+            where=str(self.path),
         )
         write_bundle(compiled, bundle)
-        chosen = random_inputs(model, samples, seed) if inputs is None else inputs
-        want = TflmRunner(model).run(chosen)
-        got = _run(bundle, target, chosen, Path(temporary))
-        return _compare(path, model, compiled.graph, bundle, target, chosen, want, got)
+        return compiled.graph
+
+    def run(self, bundle: Path, inputs: Tensors, work: Path) -> Tensors:
+        if self.target == HOST:
+            return CompiledRunner(bundle).run(inputs)
+        from edgekiln.bench.device import run_on_board
+        from edgekiln.firmware.boards import load_board
+        from edgekiln.firmware.image import build_image
+
+        board = load_board(self.target)
+        image = build_image(bundle, board, work / "image")
+        return run_on_board(image, board, inputs).outputs
+
+    def run_model(self, model: bytes, inputs: Tensors) -> Tensors:
+        """Compiles another model with the same options, and runs it."""
+        with tempfile.TemporaryDirectory(prefix="edgekiln-verify-") as temporary:
+            bundle = Path(temporary) / "c"
+            self.compile(model, bundle)
+            return self.run(bundle, inputs, Path(temporary))
+
+    def find_first(
+        self, graph: Graph, bundle: Path, inputs: Tensors, want: Tensors, got: Tensors, sample: int
+    ) -> Mismatch:
+        """Looks for the first node that differs: on this machine, then on the board."""
+        one = tuple(array[sample : sample + 1] for array in inputs)
+        found = find_first_mismatch(self.model, graph, bundle, one, sample)
+        if found is None and self.target != HOST:
+            say(f"All nodes are right on this machine; looking for the first on {self.target}.")
+            found = find_on_board(self.model, graph, self.run_model, one, self.target, sample)
+        if found is None:
+            found = find_in_outputs(graph, want, got, sample, self.target)
+        assert found is not None
+        return found
 
 
 def _board_target(slug: str) -> str:
@@ -182,118 +240,24 @@ def _board_target(slug: str) -> str:
     return load_board(slug).target
 
 
-def _run(bundle: Path, target: str, inputs: Tensors, work: Path) -> Tensors:
-    if target == HOST:
-        return CompiledRunner(bundle).run(inputs)
-    from edgekiln.bench.device import run_on_board
-    from edgekiln.firmware.boards import load_board
-    from edgekiln.firmware.image import build_image
-
-    board = load_board(target)
-    image = build_image(bundle, board, work / "image")
-    return run_on_board(image, board, inputs).outputs
+def _wrong_bytes(graph: Graph, want: Tensors, got: Tensors) -> NDArray[np.bool_]:
+    """Returns for each sample which output bytes are wrong, ``[N, bytes]``."""
+    tolerance = accumulated_tolerance(graph.ops)
+    return np.concatenate(list(_wrong_rows(want, got, tolerance)), axis=1)
 
 
-def _compare(
-    path: Path,
-    model: bytes,
-    graph: Graph,
-    bundle: Path,
-    target: str,
-    inputs: Tensors,
-    want: Tensors,
-    got: Tensors,
-) -> Verification:
-    differences = [
-        np.abs(a.astype(np.int64).reshape(len(a), -1) - b.astype(np.int64).reshape(len(b), -1))
-        for a, b in zip(want, got, strict=True)
-    ]
-    joined = np.concatenate(differences, axis=1)
-    wrong = np.concatenate(
-        [
-            (a.reshape(len(a), -1).view(np.uint8) != b.reshape(len(b), -1).view(np.uint8))
-            for a, b in zip(
-                map(np.ascontiguousarray, want), map(np.ascontiguousarray, got), strict=True
-            )
-        ],
-        axis=1,
-    )
-    first = None
-    if wrong.any():
-        sample = int(np.argmax(wrong.any(axis=1)))
-        one = tuple(array[sample : sample + 1] for array in inputs)
-        first = find_first_mismatch(model, graph, bundle, one, sample)
-        if first is None:
-            first = _output_mismatch(graph, want, got, sample, target)
-    return Verification(
-        match=first is None,
-        samples=len(inputs[0]),
-        bytes=int(wrong.size),
-        mismatched_bytes=int(wrong.sum()),
-        max_abs_diff=int(joined.max(initial=0)),
-        first_mismatch=first,
-        oracle=ORACLE,
-        target=target,
-        model=path.name,
-    )
+def _wrong_rows(want: Tensors, got: Tensors, tolerance: Tolerance) -> Iterator[NDArray[np.bool_]]:
+    for a, b in zip(want, got, strict=True):
+        right, found = a.reshape(len(a), -1), b.reshape(len(b), -1)
+        different = np.ascontiguousarray(right).view(np.uint8) != np.ascontiguousarray(found).view(
+            np.uint8
+        )
+        wrong = np.stack([differs(f, r, tolerance) for f, r in zip(found, right, strict=True)])
+        yield different & np.repeat(wrong, right.dtype.itemsize, axis=1)
 
 
-def find_first_mismatch(
-    model: bytes, graph: Graph, bundle: Path, inputs: Tensors, sample: int = 0
-) -> Mismatch | None:
-    """Compares all nodes of one inference on the oracle, by numpy and by the C on the host.
-
-    Args:
-        model: The .tflite file's bytes.
-        graph: The compiled graph.
-        bundle: The generated C.
-        inputs: One array ``[1, ...]`` per model input.
-        sample: The number to report.
-
-    Returns:
-        The first difference in running order; None when all nodes agree.
-    """
-    outputs = [tensor for op in graph.ops for tensor in op.outputs]
-    oracle = TflmRunner(model, preserve_nodes=True).node_tensors(inputs, outputs)
-    shaped = [
-        array.reshape(graph.tensor(t).shape) for array, t in zip(inputs, graph.inputs, strict=True)
-    ]
-    values = run_all_nodes(graph, shaped)
-    ran = dict(CompiledRunner(bundle, record_nodes=True).node_outputs(inputs))
-    for op in graph.ops:
-        if not op.outputs:
-            continue
-        tensor = op.outputs[0]
-        dtype = np.dtype(graph.tensor(tensor).dtype.value)
-        want = oracle[tensor].reshape(-1)
-        found = {"numpy": values[tensor].reshape(-1)}
-        if op.index in ran:
-            found["c"] = np.frombuffer(ran[op.index], dtype)
-        for engine, got in found.items():
-            if not np.array_equal(got, want):
-                index = int(np.argmax(got != want))
-                return Mismatch(
-                    op.index, op.name, index, int(got[index]), int(want[index]), engine, sample
-                )
-    return None
-
-
-def _output_mismatch(
-    graph: Graph, want: Tensors, got: Tensors, sample: int, target: str
-) -> Mismatch:
-    """Names a difference that only the board shows."""
-    for tensor, a, b in zip(graph.outputs, want, got, strict=True):
-        wanted, found = a[sample].reshape(-1), b[sample].reshape(-1)
-        if not np.array_equal(wanted, found):
-            index = int(np.argmax(wanted != found))
-            writer = next(op for op in graph.ops if tensor in op.outputs)
-            return Mismatch(
-                writer.index,
-                writer.name,
-                index,
-                int(found[index]),
-                int(wanted[index]),
-                target,
-                sample,
-            )
-    raise AssertionError("no output differs")
+def _largest_difference(want: NDArray[Any], got: NDArray[Any]) -> int | float:
+    if want.dtype.kind == "f":
+        difference = np.abs(want.astype(np.float64) - got.astype(np.float64))
+        return float(difference[np.isfinite(difference)].max(initial=0.0))
+    return int(np.abs(want.astype(np.int64) - got.astype(np.int64)).max(initial=0))

@@ -246,6 +246,7 @@ def verify(
     MODEL is an int8 .tflite file. It is compiled and run, on this machine or on a board, and every
     output byte compared. Exits with 1 when a byte differs, and names the first node.
     """
+    from edgekiln.bench.divergence import describe
     from edgekiln.bench.verify import read_inputs, verify_model
     from edgekiln.files import read_input_file
 
@@ -265,6 +266,8 @@ def verify(
             f"{found.model}: {found.samples} inferences on {found.target}, all {found.bytes:,} "
             f"output bytes equal to {found.oracle}'s"
         )
+    elif found.first_mismatch is not None:
+        print_facts(*describe(found.first_mismatch))
     if found.first_mismatch is not None:
         raise _mismatch_error(model, found)
 
@@ -275,7 +278,7 @@ def _mismatch_error(model: Path, found: Verification) -> CheckFailedError:
     return CheckFailedError(
         f"{found.mismatched_bytes:,} of {found.bytes:,} output bytes differ from "
         f"{found.oracle}'s; the first node that does is {first.node} ({first.op}), by "
-        f"{first.engine}, output {first.index} of sample {first.sample}",
+        f"{first.engine}, value {first.index} in sample {first.sample}",
         where=model,
         got=first.got,
         allowed=first.want,

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from edgekiln.bench.divergence import find_first_mismatch
 from edgekiln.bench.runners import tflm_available
-from edgekiln.bench.verify import find_first_mismatch, random_inputs, verify_model
+from edgekiln.bench.verify import random_inputs, verify_model
 from edgekiln.export.compiler import compile_model, write_bundle
 
 # Path below models/mlperf_tiny, the largest set of live activations, and the arena, in bytes.
