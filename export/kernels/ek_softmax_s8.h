@@ -1,7 +1,8 @@
-/* SOFTMAX, int8, over the last dimension.
+/* SOFTMAX, int8 to int8 or int16, over the last dimension.
  *
  * input    int8 [rows, depth]
- * output   int8 [rows, depth], scale 1/256, zero point -128
+ * output   int8 [rows, depth], scale 1/256, zero point -128, or
+ *          int16 [rows, depth], scale 1/65536, zero point -32768
  * exp and the reciprocal are gemmlowp's fixed-point functions. A name such as x_q5 means a
  * value with 5 integer bits: the int32 stands for x / 2^(31 - 5).
  * Order: rows in memory order; a row is read twice before its first output is written, and
@@ -82,36 +83,76 @@ static EK_INLINE int32_t ek_softmax_exp(const ek_softmax_s8_params *p, int32_t d
         ek_doubling_high_mul(ek_shift_left(difference, p->shift), p->multiplier));
 }
 
+/* What a row's elements are compared with and multiplied by. */
+typedef struct {
+    int32_t largest;
+    int32_t scale_q0;
+    int32_t bits;
+} ek_softmax_row;
+
+static EK_INLINE ek_softmax_row ek_softmax_sum(const ek_softmax_s8_params *p,
+                                               const int8_t *input)
+{
+    ek_softmax_row row;
+    int32_t sum_q12 = 0;
+    row.largest = INT8_MIN;
+    for (int32_t i = 0; i < p->depth; ++i) {
+        row.largest = ek_max_s32(row.largest, input[i]);
+    }
+    for (int32_t i = 0; i < p->depth; ++i) {
+        const int32_t difference = input[i] - row.largest;
+        if (difference >= p->diff_min) {
+            sum_q12 += ek_rounding_divide_by_pot(ek_softmax_exp(p, difference), 12);
+        }
+    }
+    {
+        const int32_t zeros = ek_leading_zeros((uint32_t)sum_q12);
+        row.scale_q0 = ek_one_over_one_plus_q0(
+            (int32_t)(((uint32_t)sum_q12 << zeros) - ((uint32_t)1 << 31)));
+        row.bits = 12 - zeros;
+    }
+    return row;
+}
+
+/* One output, of so many bits. */
+static EK_INLINE int32_t ek_softmax_one(const ek_softmax_s8_params *p, const ek_softmax_row *row,
+                                        int32_t input, int32_t output_bits)
+{
+    const int32_t low = -((int32_t)1 << (output_bits - 1));
+    const int32_t difference = input - row->largest;
+    if (difference < p->diff_min) {
+        return low;
+    }
+    {
+        const int32_t product =
+            ek_doubling_high_mul(row->scale_q0, ek_softmax_exp(p, difference));
+        const int32_t exponent = row->bits + 31 - output_bits;
+        return ek_min_s32(low + ek_rounding_divide_by_pot(product, exponent), -low - 1);
+    }
+}
+
 static EK_INLINE void ek_softmax_s8(const ek_softmax_s8_params *p, const int8_t *input,
                                     int8_t *output)
 {
-    for (int32_t row = 0; row < p->rows; ++row) {
-        int32_t largest = INT8_MIN;
-        int32_t sum_q12 = 0;
+    for (int32_t n = 0; n < p->rows; ++n) {
+        const ek_softmax_row row = ek_softmax_sum(p, input);
         for (int32_t i = 0; i < p->depth; ++i) {
-            largest = ek_max_s32(largest, input[i]);
+            output[i] = (int8_t)ek_softmax_one(p, &row, input[i], 8);
         }
+        input += p->depth;
+        output += p->depth;
+    }
+}
+
+typedef ek_softmax_s8_params ek_softmax_s8_s16_params;
+
+static EK_INLINE void ek_softmax_s8_s16(const ek_softmax_s8_params *p, const int8_t *input,
+                                        int16_t *output)
+{
+    for (int32_t n = 0; n < p->rows; ++n) {
+        const ek_softmax_row row = ek_softmax_sum(p, input);
         for (int32_t i = 0; i < p->depth; ++i) {
-            const int32_t difference = input[i] - largest;
-            if (difference >= p->diff_min) {
-                sum_q12 += ek_rounding_divide_by_pot(ek_softmax_exp(p, difference), 12);
-            }
-        }
-        {
-            const int32_t zeros = ek_leading_zeros((uint32_t)sum_q12);
-            const int32_t scale_q0 = ek_one_over_one_plus_q0(
-                (int32_t)(((uint32_t)sum_q12 << zeros) - ((uint32_t)1 << 31)));
-            const int32_t exponent = 12 - zeros + 31 - 8;
-            for (int32_t i = 0; i < p->depth; ++i) {
-                const int32_t difference = input[i] - largest;
-                int32_t result = INT8_MIN;
-                if (difference >= p->diff_min) {
-                    const int32_t product =
-                        ek_doubling_high_mul(scale_q0, ek_softmax_exp(p, difference));
-                    result += ek_rounding_divide_by_pot(product, exponent);
-                }
-                output[i] = ek_clamp_s8(result, INT8_MIN, INT8_MAX);
-            }
+            output[i] = (int16_t)ek_softmax_one(p, &row, input[i], 16);
         }
         input += p->depth;
         output += p->depth;
