@@ -109,7 +109,12 @@ def accumulated_tolerance(ops: Iterable[Op]) -> Tolerance:
 
 
 def find_first_mismatch(
-    model: bytes, graph: Graph, bundle: Path, inputs: Tensors, sample: int = 0
+    model: bytes,
+    graph: Graph,
+    bundle: Path,
+    inputs: Tensors,
+    sample: int = 0,
+    flags: Sequence[str] = (),
 ) -> Mismatch | None:
     """Compares all nodes of one inference on the oracle, by numpy and by the C on the host.
 
@@ -119,6 +124,7 @@ def find_first_mismatch(
         bundle: The generated C.
         inputs: One array ``[1, ...]`` per model input.
         sample: The number to report.
+        flags: Compiler flags to add.
 
     Returns:
         The first difference in running order; None when all nodes agree.
@@ -131,7 +137,7 @@ def find_first_mismatch(
         array.reshape(graph.tensor(t).shape) for array, t in zip(inputs, graph.inputs, strict=True)
     ]
     defined = run_all_nodes(graph, shaped)
-    ran = _c_nodes(graph, bundle, inputs)
+    ran = _c_nodes(graph, CompiledRunner(bundle, record_nodes=True, flags=flags), inputs)
     for position, op in enumerate(graph.ops):
         tolerance = accumulated_tolerance(graph.ops[: position + 1])
         for number, tensor in enumerate(op.outputs):
@@ -216,9 +222,9 @@ def _oracle_nodes(model: bytes, graph: Graph, inputs: Tensors) -> dict[int, NDAr
     return oracle.node_tensors(inputs, [tensor for op in graph.ops for tensor in op.outputs])
 
 
-def _c_nodes(graph: Graph, bundle: Path, inputs: Tensors) -> dict[int, NDArray[Any]]:
+def _c_nodes(graph: Graph, runner: CompiledRunner, inputs: Tensors) -> dict[int, NDArray[Any]]:
     """Runs the C on this machine and returns what each node wrote, by tensor index."""
-    recorded = CompiledRunner(bundle, record_nodes=True).node_outputs(inputs)
+    recorded = runner.node_outputs(inputs)
     outputs = {op.index: op.outputs for op in graph.ops}
     found = {}
     for index, group in itertools.groupby(recorded, key=lambda each: each[0]):
