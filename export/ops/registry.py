@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from edgekiln.export.ops import cortex_m4
 from edgekiln.export.ops.add import Add, Sub
+from edgekiln.export.ops.arg_max import ArgMax, ArgMin
 from edgekiln.export.ops.arithmetic import Div, Maximum, Minimum, Mul, SquaredDifference
 from edgekiln.export.ops.base import Op
 from edgekiln.export.ops.batch_matmul import BatchMatmul
 from edgekiln.export.ops.concatenation import Concatenation, Pack
 from edgekiln.export.ops.conv_2d import Conv2D
+from edgekiln.export.ops.cumsum import CumSum
 from edgekiln.export.ops.depthwise_conv_2d import DepthwiseConv2D
 from edgekiln.export.ops.fully_connected import FullyConnected
 from edgekiln.export.ops.functions import (
@@ -27,6 +29,7 @@ from edgekiln.export.ops.functions import (
     Sqrt,
     Square,
 )
+from edgekiln.export.ops.gather import Gather, GatherNd
 from edgekiln.export.ops.lstm import UnidirectionalSequenceLstm
 from edgekiln.export.ops.pad import MirrorPad, Pad, PadV2
 from edgekiln.export.ops.pool_2d import AveragePool2D, MaxPool2D
@@ -35,9 +38,11 @@ from edgekiln.export.ops.reduce import Mean, ReduceMax, ReduceMin, Sum
 from edgekiln.export.ops.relu import LeakyRelu, Prelu, Relu, Relu6, ReluN1To1
 from edgekiln.export.ops.repeat import BroadcastTo, Fill, Tile, ZerosLike
 from edgekiln.export.ops.reshape import ExpandDims, Reshape, Shape, Squeeze
+from edgekiln.export.ops.resize import ResizeBilinear, ResizeNearestNeighbor
 from edgekiln.export.ops.sigmoid import Logistic, Tanh
 from edgekiln.export.ops.slice import Reverse, Slice, StridedSlice
 from edgekiln.export.ops.softmax import Softmax
+from edgekiln.export.ops.space_to_batch import BatchToSpaceNd, SpaceToBatchNd
 from edgekiln.export.ops.split import Split, SplitV, Unpack
 from edgekiln.export.ops.svdf import Svdf
 from edgekiln.export.ops.transpose import DepthToSpace, SpaceToDepth, Transpose
@@ -48,13 +53,17 @@ OPS: dict[str, type[Op]] = {
     for op in (
         Abs,
         Add,
+        ArgMax,
+        ArgMin,
         AveragePool2D,
         BatchMatmul,
+        BatchToSpaceNd,
         BroadcastTo,
         Ceil,
         Concatenation,
         Conv2D,
         Cos,
+        CumSum,
         DepthToSpace,
         DepthwiseConv2D,
         Dequantize,
@@ -65,6 +74,8 @@ OPS: dict[str, type[Op]] = {
         Fill,
         Floor,
         FullyConnected,
+        Gather,
+        GatherNd,
         HardSwish,
         LeakyRelu,
         Log,
@@ -87,6 +98,8 @@ OPS: dict[str, type[Op]] = {
         Relu6,
         ReluN1To1,
         Reshape,
+        ResizeBilinear,
+        ResizeNearestNeighbor,
         Reverse,
         Round,
         Rsqrt,
@@ -94,6 +107,7 @@ OPS: dict[str, type[Op]] = {
         Sin,
         Slice,
         Softmax,
+        SpaceToBatchNd,
         SpaceToDepth,
         Split,
         SplitV,
