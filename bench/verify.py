@@ -29,7 +29,7 @@ from edgekiln.bench.tensors import TensorSpec
 from edgekiln.console import say
 from edgekiln.errors import BadInputError
 from edgekiln.export.compiler import c_name_of, compile_model, write_bundle
-from edgekiln.export.ir import Graph
+from edgekiln.export.ir import DType, Graph
 from edgekiln.export.ops.base import Tolerance
 from edgekiln.files import read_input_file
 
@@ -47,6 +47,7 @@ class Verification:
         bytes: Output bytes compared.
         mismatched_bytes: How many of them differ; of float32 values, by more than allowed.
         max_abs_diff: The largest difference of two codes, or of two real numbers.
+        tolerance: How far float32 outputs may lie from the oracle's; None when there are none.
         first_mismatch: The first node that differs; None when all bytes match.
         oracle: Name of the oracle.
         target: "host" or the board's slug.
@@ -58,6 +59,7 @@ class Verification:
     bytes: int
     mismatched_bytes: int
     max_abs_diff: int | float
+    tolerance: Tolerance | None
     first_mismatch: Mismatch | None
     oracle: str
     target: str
@@ -183,6 +185,7 @@ class _Verifier:
             bytes=int(wrong.size),
             mismatched_bytes=int(wrong.sum()),
             max_abs_diff=max(map(_largest_difference, want, got), default=0),
+            tolerance=_tolerance_of_outputs(graph),
             first_mismatch=first,
             oracle=oracle_name,
             target=self.target,
@@ -238,6 +241,11 @@ def _board_target(slug: str) -> str:
     from edgekiln.firmware.boards import load_board
 
     return load_board(slug).target
+
+
+def _tolerance_of_outputs(graph: Graph) -> Tolerance | None:
+    real = any(graph.tensor(index).dtype is DType.FLOAT32 for index in graph.outputs)
+    return accumulated_tolerance(graph.ops) if real else None
 
 
 def _wrong_bytes(graph: Graph, want: Tensors, got: Tensors) -> NDArray[np.bool_]:

@@ -24,6 +24,9 @@
 /* The parameters of a kernel of two inputs begin with these. */
 #define EK_PAIR_FIELDS EK_LOOP_SIZES EK_LOOP_STEPS(1) EK_LOOP_STEPS(2)
 
+/* And those of a kernel of three inputs with these. */
+#define EK_TRIPLE_FIELDS EK_PAIR_FIELDS EK_LOOP_STEPS(3)
+
 /* Where a row, the innermost loop, begins in input n. */
 #define EK_ROW_START(p, n)                                                     \
     (ek_d0 * (p)->step_##n##_0 + ek_d1 * (p)->step_##n##_1 + ek_d2 * (p)->step_##n##_2)
@@ -40,5 +43,13 @@
         for (int32_t ek_d3 = 0, i = EK_ROW_START(p, 1), j = EK_ROW_START(p, 2);                \
              ek_d3 < (p)->size_3;                                                              \
              ++ek_d3, i += (p)->step_1_3, j += (p)->step_2_3, ++k)
+
+/* The same with element h of the first, i of the second and j of the third input. */
+#define EK_FOR_EACH_TRIPLE(p, h, i, j, k)                                                      \
+    EK_FOR_EACH_ROW(p, k)                                                                      \
+        for (int32_t ek_d3 = 0, h = EK_ROW_START(p, 1), i = EK_ROW_START(p, 2),                \
+                     j = EK_ROW_START(p, 3);                                                   \
+             ek_d3 < (p)->size_3;                                                              \
+             ++ek_d3, h += (p)->step_1_3, i += (p)->step_2_3, j += (p)->step_3_3, ++k)
 
 #endif

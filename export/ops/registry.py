@@ -8,6 +8,19 @@ from edgekiln.export.ops.arg_max import ArgMax, ArgMin
 from edgekiln.export.ops.arithmetic import Div, Maximum, Minimum, Mul, SquaredDifference
 from edgekiln.export.ops.base import Op
 from edgekiln.export.ops.batch_matmul import BatchMatmul
+from edgekiln.export.ops.cast import Cast
+from edgekiln.export.ops.comparison import (
+    Equal,
+    Greater,
+    GreaterEqual,
+    Less,
+    LessEqual,
+    LogicalAnd,
+    LogicalNot,
+    LogicalOr,
+    NotEqual,
+    SelectV2,
+)
 from edgekiln.export.ops.concatenation import Concatenation, Pack
 from edgekiln.export.ops.conv_2d import Conv2D
 from edgekiln.export.ops.cumsum import CumSum
@@ -59,6 +72,7 @@ OPS: dict[str, type[Op]] = {
         BatchMatmul,
         BatchToSpaceNd,
         BroadcastTo,
+        Cast,
         Ceil,
         Concatenation,
         Conv2D,
@@ -69,6 +83,7 @@ OPS: dict[str, type[Op]] = {
         Dequantize,
         Div,
         Elu,
+        Equal,
         Exp,
         ExpandDims,
         Fill,
@@ -76,9 +91,16 @@ OPS: dict[str, type[Op]] = {
         FullyConnected,
         Gather,
         GatherNd,
+        Greater,
+        GreaterEqual,
         HardSwish,
         LeakyRelu,
+        Less,
+        LessEqual,
         Log,
+        LogicalAnd,
+        LogicalNot,
+        LogicalOr,
         Logistic,
         MaxPool2D,
         Maximum,
@@ -87,6 +109,7 @@ OPS: dict[str, type[Op]] = {
         MirrorPad,
         Mul,
         Neg,
+        NotEqual,
         Pack,
         Pad,
         PadV2,
@@ -103,6 +126,7 @@ OPS: dict[str, type[Op]] = {
         Reverse,
         Round,
         Rsqrt,
+        SelectV2,
         Shape,
         Sin,
         Slice,

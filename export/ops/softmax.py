@@ -140,7 +140,7 @@ class Softmax(Op):
         factor = _look_up_s16(centred, RECIPROCAL_TABLE)
         shift = 31 - zeros
         result = (exps * factor + (np.int64(1) << (shift - 1))) >> shift
-        return np.clip(result, 0, 32767).astype(np.int16)
+        return np.asarray(np.clip(result, 0, 32767), np.int16)
 
     def _define_f32(self, x: Array) -> Array:
         """Computes the output; sums run in memory order."""
