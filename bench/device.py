@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln import console
 from edgekiln.bench.protocol import Device
+from edgekiln.bench.tensors import Tensors
 from edgekiln.errors import BadInputError, BoardError
 from edgekiln.firmware.boards import Board
 from edgekiln.firmware.bundle import TensorInfo
@@ -21,7 +22,8 @@ from edgekiln.firmware.counting import InstructionCount
 from edgekiln.firmware.emulator import RunningEmulator, start_emulator
 from edgekiln.firmware.image import Image
 
-Int8Array: TypeAlias = NDArray[np.int8]
+Answer = tuple[bytes, int]
+"""An inference's output, and how long it took in µs by the board's clock."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class DeviceRun:
     """What a board answered, and what it took.
 
     Attributes:
-        outputs: One ``int8 [N, ...]`` per output of the model, in its order.
+        outputs: One array ``[N, ...]`` per output of the model, in its order and of its dtype.
         counts: Instructions of each inference, or None where nothing counts them.
         latency_us: Median time of an inference by the board's clock, or None under an emulator,
             whose clock says nothing about the board.
@@ -38,7 +40,7 @@ class DeviceRun:
         retries: How often something had to be sent again.
     """
 
-    outputs: tuple[Int8Array, ...]
+    outputs: Tensors
     counts: tuple[InstructionCount, ...] | None
     latency_us: float | None
     stack_bytes: int | None
@@ -74,19 +76,23 @@ def run_on_board(
     port: str | None = None,
     count: bool = True,
     progress: bool = True,
+    stream: bool = False,
 ) -> DeviceRun:
     """Runs one inference per input and collects the outputs' bytes.
+
+    A model that remembers forgets before each of them, unless they are a stream.
 
     Args:
         image: What is on the board, or will be run by its emulator.
         board: The board.
-        inputs: ``int8 [N, ...]``, or one such array per input of the model.
+        inputs: One array ``[N, ...]`` of the input's dtype, or one per input of the model.
         port: Serial port of a real board that holds the image; None starts the emulator.
         count: Count instructions where the emulator can.
         progress: Show a progress bar.
+        stream: Let the model remember, from a fresh start, across all inferences.
 
     Raises:
-        BadInputError: The inputs do not have the model's shapes or are not int8.
+        BadInputError: The inputs do not have the model's shapes and dtypes.
         BoardError: The board does not answer, holds another model, its stack overflowed, or
             a transfer fails repeatedly.
         ToolMissingError: The emulator is not installed.
@@ -94,13 +100,13 @@ def run_on_board(
     rows = _pack_inputs(image, inputs)
     if port is not None:
         with Device(port, baud=board.uart.baud if board.uart else 115_200) as device:
-            return _run_all(image, board, device, rows, None, progress)
+            return _run_all(image, board, device, rows, None, progress, stream)
     with (
         start_emulator(board, image, count=count) as emulator,
         _emulator_to_blame(emulator),
         Device(emulator.port) as device,
     ):
-        return _run_all(image, board, device, rows, emulator, progress)
+        return _run_all(image, board, device, rows, emulator, progress, stream)
 
 
 @contextlib.contextmanager
@@ -120,28 +126,53 @@ def _run_all(
     rows: Sequence[bytes],
     emulator: RunningEmulator | None,
     progress: bool,
+    stream: bool,
 ) -> DeviceRun:
     device.hello()
     _check_model(image, device)
-    outputs: list[bytes] = []
-    times_us: list[int] = []
-    counts: list[InstructionCount] = []
-    shown = console.track(rows, f"inferences on {board.slug}", len(rows)) if progress else rows
-    for row in shown:
-        output, elapsed_us = device.run_timed(row)
-        outputs.append(output)
-        times_us.append(elapsed_us)
-        if emulator is not None and emulator.is_counting:
-            counts.append(_last_count(emulator))
+    counter = emulator if emulator is not None and emulator.is_counting else None
+    what = f"inferences on {board.slug}"
+    if stream and image.state_bytes:
+        answers, counts = _run_stream(device, rows, counter, what if progress else None)
+    else:
+        shown = console.track(rows, what, len(rows)) if progress else rows
+        answers, counts = _run_each(device, shown, counter)
     stack_bytes = _read_stack(image, device)
     return DeviceRun(
-        outputs=_unpack_outputs(image, outputs),
+        outputs=_unpack_outputs(image, [output for output, _ in answers]),
         counts=tuple(counts) or None,
-        latency_us=None if board.is_emulated and emulator else statistics.median(times_us),
+        latency_us=None
+        if board.is_emulated and emulator
+        else statistics.median(elapsed_us for _, elapsed_us in answers),
         stack_bytes=stack_bytes,
         ram_bytes=image.ram_bytes(stack_bytes or 0),
         retries=device.retries,
     )
+
+
+def _run_each(
+    device: Device, rows: Iterable[bytes], counter: RunningEmulator | None
+) -> tuple[list[Answer], list[InstructionCount]]:
+    answers: list[Answer] = []
+    counts: list[InstructionCount] = []
+    for row in rows:
+        answers.append(device.run_timed(row))
+        if counter is not None:
+            counts += _last_counts(counter, 1)
+    return answers, counts
+
+
+def _run_stream(
+    device: Device, rows: Sequence[bytes], counter: RunningEmulator | None, what: str | None
+) -> tuple[list[Answer], list[InstructionCount]]:
+    """Runs a stream, with a progress bar named ``what``."""
+    if what is None:
+        answers = device.run_stream(rows)
+    else:
+        with console.progress() as bar:
+            task = bar.add_task(what, total=len(rows), note="")
+            answers = device.run_stream(rows, lambda done: bar.update(task, completed=done))
+    return answers, [] if counter is None else _last_counts(counter, len(rows))
 
 
 def _check_model(image: Image, device: Device) -> None:
@@ -167,12 +198,14 @@ def _read_stack(image: Image, device: Device) -> int | None:
     return stack_bytes
 
 
-def _last_count(emulator: RunningEmulator) -> InstructionCount:
-    """The count of the inference just answered; where one was repeated, of the last."""
+def _last_counts(emulator: RunningEmulator, inferences: int) -> list[InstructionCount]:
+    """The counts of the inferences just answered; where some were repeated, of the last."""
     counts = emulator.take_counts()
-    if not counts:
-        raise BoardError("the emulator counted no inference")
-    return counts[-1]
+    if len(counts) < inferences:
+        raise BoardError(
+            "the emulator counted too few inferences", got=len(counts), allowed=inferences
+        )
+    return list(counts[-inferences:])
 
 
 def _pack_inputs(image: Image, inputs: NDArray[Any] | Sequence[NDArray[Any]]) -> list[bytes]:
@@ -191,9 +224,9 @@ def _pack_inputs(image: Image, inputs: NDArray[Any] | Sequence[NDArray[Any]]) ->
 
 def _check_input(image: Image, array: NDArray[Any], tensor: TensorInfo, samples: int) -> None:
     where = f"{image.name}, input {tensor.name}"
-    if array.dtype != np.int8:
-        raise BadInputError("inputs have to be int8", where=where, got=array.dtype)
-    if len(array) != samples or math.prod(array.shape[1:]) != tensor.bytes:
+    if array.dtype != np.dtype(tensor.dtype):
+        raise BadInputError(f"inputs have to be {tensor.dtype}", where=where, got=array.dtype)
+    if len(array) != samples or math.prod(array.shape[1:]) != math.prod(tensor.shape):
         raise BadInputError(
             "inputs have the wrong shape",
             where=where,
@@ -202,12 +235,12 @@ def _check_input(image: Image, array: NDArray[Any], tensor: TensorInfo, samples:
         )
 
 
-def _unpack_outputs(image: Image, outputs: Sequence[bytes]) -> tuple[Int8Array, ...]:
-    table = np.frombuffer(b"".join(outputs), dtype=np.int8).reshape(len(outputs), -1)
+def _unpack_outputs(image: Image, outputs: Sequence[bytes]) -> Tensors:
+    table = np.frombuffer(b"".join(outputs), dtype=np.uint8).reshape(len(outputs), -1)
     ends = np.cumsum([tensor.bytes for tensor in image.outputs])
     parts = np.split(table, ends[:-1], axis=1)
     return tuple(
-        part.reshape(len(outputs), *_row_shape(tensor))
+        np.frombuffer(part.tobytes(), tensor.dtype).reshape(len(outputs), *_row_shape(tensor))
         for part, tensor in zip(parts, image.outputs, strict=True)
     )
 

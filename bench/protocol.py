@@ -32,6 +32,7 @@ _CHECKED = re.compile(r"(?P<text>m-(?P<kind>[a-z]+)-\[(?P<fields>[^\]]*)\])\*(?P
 _NAME = re.compile(r"m-name-dut-\[(.*)\]")
 _PROFILE = re.compile(r"m-profile-\[(.*)\]")
 _MODEL = re.compile(r"m-model-\[(.*)\]")
+_STREAM = re.compile(r"m-stream-(.*)")
 _LAP = re.compile(r"m-lap-us-(\d+)")
 _RESULTS = re.compile(r"m-results-\[(.*)\]")
 _ERROR = re.compile(r"e-\[(.*)\]")
@@ -259,6 +260,37 @@ class Device:
         """As `run`; also returns how long the inference took in µs, by the board's clock."""
         return self._retry("an inference", lambda: self._run(data))
 
+    def run_stream(
+        self, rows: Sequence[bytes], on_step: Callable[[int], None] = lambda _count: None
+    ) -> list[tuple[bytes, int]]:
+        """Runs inferences of which each goes on from what the model remembers of those before.
+
+        A step cannot be repeated by itself: when the line spoils one, the stream begins anew.
+        Afterwards the board's inferences are independent of each other again.
+
+        Args:
+            rows: All inputs' bytes, for one inference after the other.
+            on_step: Called after each step with the number of those that are done.
+
+        Returns:
+            What `run_timed` returns, for each inference.
+
+        Raises:
+            BadInputError: The model takes another number of bytes.
+            BoardError: As `run`, and where the model remembers nothing.
+        """
+
+        def attempt() -> list[tuple[bytes, int]]:
+            self._set_stream(True)
+            answers = []
+            for row in rows:
+                answers.append(self._run(row))
+                on_step(len(answers))
+            self._set_stream(False)
+            return answers
+
+        return self._retry("a stream", attempt)
+
     # ---- one attempt; what may succeed when repeated raises _LineError ----
 
     def _run(self, data: bytes) -> tuple[bytes, int]:
@@ -268,6 +300,10 @@ class Device:
         if input_crc != zlib.crc32(data):
             raise _LineError("the input arrived damaged")
         return output, timing.elapsed_us
+
+    def _set_stream(self, on: bool) -> None:
+        if _match(_STREAM, self._command(f"stream {int(on)}")) != str(int(on)):
+            raise _LineError("stream was answered with something else")
 
     def _load(self, data: bytes) -> None:
         try:

@@ -1,7 +1,8 @@
 """ek_app_model.h: what the application's main.c has to know of one model and one board.
 
 `results` prints real values without floating point: a code becomes a decimal number by one
-multiplication and one shift, whose constants are worked out here.
+multiplication and one shift, whose constants are worked out here. Code for what a model lacks
+(other types than int8, a state) is left out of its image by macros.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from edgekiln.errors import BadInputError
 from edgekiln.firmware.boards import Board
-from edgekiln.firmware.bundle import Bundle, TensorInfo
+from edgekiln.firmware.bundle import DTYPES, Bundle, TensorInfo
 
 HEADER_NAME = "ek_app_model.h"
 
@@ -22,12 +23,17 @@ MAX_DECIMALS = 9
 # 255 steps times the multiplier, plus the rounding term, stay below 2^32.
 _MULTIPLIER_BITS = 23
 
+# The most steps between a code and the zero point.
+_STEPS = {"int8": 255, "uint8": 255, "int16": 65535}
+
+_SIGNED = ("int8", "int16", "int32", "int64")
+
 
 @dataclass(frozen=True)
 class DecimalScale:
     """How a step of an output's code is printed.
 
-    ``value = round(steps * multiplier / 2**shift) / 10**decimals``, for steps in [0, 255].
+    ``value = round(steps * multiplier / 2**shift) / 10**decimals``, below 2**32 / 10**decimals.
     """
 
     multiplier: int
@@ -35,19 +41,24 @@ class DecimalScale:
     decimals: int
 
 
-def decimal_scale(scale: float) -> DecimalScale:
+def decimal_scale(scale: float, max_steps: int = 255) -> DecimalScale:
     """Returns constants that print multiples of ``scale`` with 23 bits of precision.
+
+    Args:
+        scale: Real value of one step.
+        max_steps: The largest multiple.
 
     Raises:
         BadInputError: The scale is not a number or too large to be printed.
     """
     if not (math.isfinite(scale) and scale > 0):
         raise BadInputError("an output's scale has to be positive", got=scale)
+    limit = min(2**_MULTIPLIER_BITS, 2**32 // (max_steps + 1)) - 1
     decimals = min(MAX_DECIMALS, max(MIN_DECIMALS, math.ceil(-math.log10(scale))))
-    while decimals > 0 and scale * 10**decimals >= 2**_MULTIPLIER_BITS - 1:
+    while decimals > 0 and scale * 10**decimals >= limit:
         decimals -= 1
     step = scale * 10**decimals
-    if step >= 2**_MULTIPLIER_BITS - 1:
+    if step >= limit:
         raise BadInputError("an output's scale is too large to be printed", got=scale)
     _, exponent = math.frexp(step)  # step < 2**exponent
     shift = max(0, min(31, _MULTIPLIER_BITS - exponent))
@@ -61,7 +72,7 @@ def emit_app_model(bundle: Bundle, board: Board, *, selftest: bool) -> str:
     """Returns the text of ek_app_model.h."""
     upper = bundle.name.upper()
     inputs = ", ".join(f"{{{t.offset}u, {t.bytes}u}}" for t in bundle.inputs)
-    outputs = ", ".join(_emit_output(t) for t in bundle.outputs)
+    outputs = ", ".join(_emit_output(t, _is_plain(bundle)) for t in bundle.outputs)
     digest = ", ".join(f"0x{byte:02x}" for byte in bytes.fromhex(bundle.model_sha256))
     lines = [
         "/* Made by edgekiln for the application's main.c; do not edit. */",
@@ -78,9 +89,10 @@ def emit_app_model(bundle: Bundle, board: Board, *, selftest: bool) -> str:
         f"#define EK_MODEL_OUTPUT_BYTES {sum(t.bytes for t in bundle.outputs)}u",
         "/* offset in the arena, bytes */",
         f"#define EK_MODEL_INPUTS {{{inputs}}}",
-        "/* the same, zero point, and how a step is printed: multiplier, shift, decimals */",
+        f"/* the same, {_WHAT_OUTPUTS_SAY[_is_plain(bundle)]} */",
         f"#define EK_MODEL_OUTPUTS {{{outputs}}}",
-        f"#define EK_MODEL_INVOKE(arena) {bundle.name}_invoke(arena)",
+        *_emit_printing(bundle),
+        *_emit_calls(bundle),
         f"#define EK_APP_SELFTEST {int(selftest)}",
         f"#define EK_MODEL_GOLDEN_INPUTS {{{_emit_golden(bundle, 'input', bundle.inputs)}}}",
         f"#define EK_MODEL_GOLDEN_OUTPUTS {{{_emit_golden(bundle, 'output', bundle.outputs)}}}",
@@ -103,12 +115,66 @@ def emit_board(board: Board) -> str:
     return "\n".join(lines)
 
 
-def _emit_output(tensor: TensorInfo) -> str:
-    how = decimal_scale(tensor.scale)
-    return (
-        f"{{{{{tensor.offset}u, {tensor.bytes}u}}, {tensor.zero_point}, "
-        f"{how.multiplier}, {how.shift}u, {how.decimals}u}}"
-    )
+def _prints_as(tensor: TensorInfo) -> str:
+    """Returns what an output's values are to people: "reals", "codes" or "integers"."""
+    if tensor.dtype == "float32":
+        return "reals"
+    return "codes" if tensor.scale is not None and tensor.dtype in _STEPS else "integers"
+
+
+def _is_plain(bundle: Bundle) -> bool:
+    """Whether all outputs are int8 codes, for which main.c has shorter code."""
+    return all(t.dtype == "int8" and _prints_as(t) == "codes" for t in bundle.outputs)
+
+
+_WHAT_OUTPUTS_SAY = {
+    True: "zero point, and how a step is printed: multiplier, shift, decimals",
+    False: "zero point, how a step is printed, element's bytes, signed, kind",
+}
+
+
+def _emit_output(tensor: TensorInfo, plain: bool) -> str:
+    kind = _prints_as(tensor)
+    how = DecimalScale(0, 0, 0)
+    if kind == "codes" and tensor.scale is not None:
+        how = decimal_scale(tensor.scale, _STEPS[tensor.dtype])
+    zero_point = tensor.zero_point if kind == "codes" else 0
+    fields = [
+        f"{{{tensor.offset}u, {tensor.bytes}u}}",
+        f"{zero_point}, {how.multiplier}, {how.shift}u, {how.decimals}u",
+    ]
+    if not plain:
+        fields.append(f"{DTYPES[tensor.dtype]}u, {int(tensor.dtype in _SIGNED)}u")
+        fields.append(f"EK_PRINT_{kind.upper()}")
+    return f"{{{', '.join(fields)}}}"
+
+
+def _emit_printing(bundle: Bundle) -> list[str]:
+    """Says which kinds of values `results` has to print: what is 0 takes no flash."""
+    lines = [f"#define EK_OUTPUTS_INT8 {int(_is_plain(bundle))}"]
+    if not _is_plain(bundle):
+        kinds = {_prints_as(tensor) for tensor in bundle.outputs}
+        lines += [
+            f"#define EK_HAS_{kind.upper()} {int(kind in kinds)}"
+            for kind in ("codes", "integers", "reals")
+        ]
+    return lines
+
+
+def _emit_calls(bundle: Bundle) -> list[str]:
+    """Says how the model is called, and whether it remembers."""
+    name = bundle.name
+    if not bundle.state_bytes:
+        return [
+            "#define EK_MODEL_STATE_BYTES 0",
+            f"#define EK_MODEL_INVOKE(arena) {name}_invoke(arena)",
+        ]
+    return [
+        f"#define EK_MODEL_STATE_BYTES {bundle.state_bytes}",
+        f"#define EK_MODEL_STATE {name}_state",
+        f"#define EK_MODEL_RESET(state) {name}_reset(state)",
+        f"#define EK_MODEL_INVOKE(arena, state) {name}_invoke(arena, state)",
+    ]
 
 
 def _emit_golden(bundle: Bundle, kind: str, tensors: tuple[TensorInfo, ...]) -> str:

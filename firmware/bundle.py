@@ -12,6 +12,18 @@ from edgekiln.files import read_input_file
 
 REPORT_NAME = "compile_report.json"
 
+# What the application moves and prints, with the size of an element in bytes.
+DTYPES = {
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+    "int16": 2,
+    "int32": 4,
+    "uint32": 4,
+    "float32": 4,
+    "int64": 8,
+}
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -20,15 +32,17 @@ class TensorInfo:
     Attributes:
         name: Its name in the model file.
         shape: Its shape for one inference.
-        scale: Real value of one step of the code.
-        zero_point: Code of the real value 0.
+        dtype: Type of its elements, a key of `DTYPES`.
+        scale: Real value of one step of the code, or None where it is not quantized.
+        zero_point: Code of the real value 0; 0 where it is not quantized.
         offset: Where it lies in the arena, in bytes.
         bytes: Its size.
     """
 
     name: str
     shape: tuple[int, ...]
-    scale: float
+    dtype: str
+    scale: float | None
     zero_point: int
     offset: int
     bytes: int
@@ -65,6 +79,7 @@ class Bundle:
         name: The model's name in C.
         model_sha256: Of the .tflite.
         arena_bytes: All activations, inputs and outputs included.
+        state_bytes: What the model remembers between inferences; 0 for most.
         constants_bytes: All weights and other tables.
         macs: Multiply-accumulates of one inference.
         peak_node: Index of the node at which the arena is fullest, or None without nodes.
@@ -78,6 +93,7 @@ class Bundle:
     name: str
     model_sha256: str
     arena_bytes: int
+    state_bytes: int
     constants_bytes: int
     macs: int
     peak_node: int | None
@@ -102,14 +118,13 @@ def read_bundle(directory: Path) -> Bundle:
     Raises:
         BadInputError: The report is missing or damaged, a file is missing, or the bundle is of
             a kind that the application cannot run: ``--io separate``, or an input or output
-            that is not int8.
+            of a type that is not in `DTYPES`.
     """
     path = directory / REPORT_NAME
     try:
         report = json.loads(read_input_file(path))
         bundle = _read_report(directory, report)
         io = report["io"]
-        types = {tensor["dtype"] for tensor in (*report["inputs"], *report["outputs"])}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"not a compile report: {type(error).__name__}: {error}"
         raise BadInputError(what, where=path) from None
@@ -120,12 +135,14 @@ def read_bundle(directory: Path) -> Bundle:
             got=f"--io {io}",
             hint="compile with --io arena",
         )
-    if types != {"int8"}:
-        raise BadInputError(
-            "the application takes int8 inputs and outputs only",
-            where=directory,
-            got=", ".join(sorted(types)),
-        )
+    for tensor in (*bundle.inputs, *bundle.outputs):
+        if tensor.dtype not in DTYPES:
+            raise BadInputError(
+                f"the application cannot move values of the type of {tensor.name}",
+                where=directory,
+                got=tensor.dtype,
+                allowed=", ".join(DTYPES),
+            )
     for name in (*bundle.sources, bundle.golden_source):
         if not (directory / name).is_file():
             raise BadInputError("the bundle lacks a file", where=directory, got=name)
@@ -140,6 +157,7 @@ def _read_report(directory: Path, report: dict[str, Any]) -> Bundle:
         name=name,
         model_sha256=bytes.fromhex(report["model_sha256"]).hex(),
         arena_bytes=int(report["arena_bytes"]),
+        state_bytes=int(report.get("state_bytes", 0)),
         constants_bytes=int(report["constants_bytes"]),
         macs=int(report["macs"]),
         peak_node=int(peak["index"]) if peak else None,
@@ -166,11 +184,13 @@ def _read_report(directory: Path, report: dict[str, Any]) -> Bundle:
 
 
 def _read_tensor(tensor: dict[str, Any]) -> TensorInfo:
+    scale, zero_point = tensor["scale"], tensor["zero_point"]
     return TensorInfo(
         name=str(tensor["name"]),
         shape=tuple(int(size) for size in tensor["shape"]),
-        scale=float(tensor["scale"]),
-        zero_point=int(tensor["zero_point"]),
+        dtype=str(tensor["dtype"]),
+        scale=None if scale is None else float(scale),
+        zero_point=0 if zero_point is None else int(zero_point),
         offset=int(tensor["offset"]),
         bytes=int(tensor["bytes"]),
     )

@@ -65,8 +65,9 @@ class Image:
             arguments of its nodes.
         flash_app_bytes: The application, start-up code and drivers in it.
         data_bytes: Initialised variables.
-        bss_bytes: Zeroed variables, the arena not included.
+        bss_bytes: Zeroed variables and the model's state, the arena not included.
         arena_bytes: The arena.
+        state_bytes: What the model remembers between inferences, a part of `bss_bytes`.
         stack_reserve_bytes: What is kept for the stack; 0 on the host.
         toolchain: The C compiler and its version.
         flags: The flags that the model was compiled with.
@@ -88,6 +89,7 @@ class Image:
     data_bytes: int
     bss_bytes: int
     arena_bytes: int
+    state_bytes: int
     stack_reserve_bytes: int
     toolchain: str
     flags: str
@@ -161,6 +163,7 @@ def build_image(
             nodes=model.nodes,
             macs=model.macs,
             arena_bytes=model.arena_bytes,
+            state_bytes=model.state_bytes,
             stack_reserve_bytes=board.memory.stack_bytes if board.memory else 0,
             toolchain=compiler_version(board.toolchain),
             flags=" ".join(flags),
@@ -215,12 +218,13 @@ def check_fit(bundle: Bundle, board: Board) -> None:
     """Refuses a model that is too large for the board before anything is compiled.
 
     Raises:
-        DoesNotFitError: The arena and the stack exceed the RAM, or the constants the flash.
+        DoesNotFitError: The arena, the state and the stack exceed the RAM, or the constants
+            the flash.
     """
     memory = board.memory
     if memory is None:
         return
-    need_bytes = bundle.arena_bytes + memory.stack_bytes
+    need_bytes = bundle.arena_bytes + bundle.state_bytes + memory.stack_bytes
     if need_bytes > memory.ram_bytes:
         _fail_ram(bundle, board, memory, need_bytes - memory.ram_bytes)
     if bundle.constants_bytes > memory.flash_bytes:
@@ -229,11 +233,12 @@ def check_fit(bundle: Bundle, board: Board) -> None:
 
 def _fail_ram(bundle: Bundle, board: Board, memory: Memory, excess_bytes: int) -> NoReturn:
     node = None if bundle.peak_node is None else bundle.find_node(bundle.peak_node)
+    state = f"state {bundle.state_bytes}, " if bundle.state_bytes else ""
     raise DoesNotFitError(
         f"RAM is too small by {excess_bytes} bytes",
         where=f"{bundle.name} on {board.slug}",
         got=f"{memory.ram_bytes + excess_bytes} bytes "
-        f"(arena {bundle.arena_bytes}, stack {memory.stack_bytes}, variables)",
+        f"(arena {bundle.arena_bytes}, {state}stack {memory.stack_bytes}, variables)",
         allowed=f"{memory.ram_bytes}",
         hint=f"{node} needs most of the arena" if node else "",
     )

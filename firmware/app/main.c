@@ -5,6 +5,9 @@
  * output, about, counters, selftest. The answers to the last four end in '*' and the CRC-32 of
  * what stands before it in the line. SPEC.md describes both.
  *
+ * A model that remembers starts anew with each load, unless `stream 1` says that the loads
+ * belong together.
+ *
  * A command is read and obeyed byte by byte: there is no line buffer, and `db` and `data`
  * write into the model's input in the arena. invoke overwrites that input, so only the first
  * inference after a load has a meaning. Its output is kept, and is what `results` and `output`
@@ -26,6 +29,9 @@ struct span {
     uint32_t bytes;
 };
 
+/* How the values of an output are printed. */
+enum { EK_PRINT_CODES, EK_PRINT_INTEGERS, EK_PRINT_REALS };
+
 /* An output, and how its codes are printed:
  * value = ((code - zero_point) * multiplier / 2^shift) / 10^decimals. */
 struct output {
@@ -34,6 +40,11 @@ struct output {
     int32_t multiplier; /* below 2^23, so that 255 times it fits */
     uint32_t shift;
     uint32_t decimals;
+#if !EK_OUTPUTS_INT8
+    uint8_t element_bytes;
+    uint8_t is_signed;
+    uint8_t prints_as;
+#endif
 };
 
 static const struct span inputs[] = EK_MODEL_INPUTS;
@@ -41,6 +52,10 @@ static const struct output outputs[] = EK_MODEL_OUTPUTS;
 
 static int8_t arena[EK_MODEL_ARENA_BYTES] __attribute__((aligned(16), section(".bss.ek_arena")));
 static uint8_t kept_output[EK_MODEL_OUTPUT_BYTES]; /* of the first inference after a load */
+#if EK_MODEL_STATE_BYTES
+static EK_MODEL_STATE state;
+static uint8_t is_stream; /* whether a load leaves the state as it is */
+#endif
 
 static struct {
     uint32_t load_bytes; /* what `db load` announced; 0: no load */
@@ -244,7 +259,11 @@ static EK_NOINLINE int8_t *input_byte(uint32_t position)
 /* Not inlined and not last: the label stands where invoke returns to, for the counter. */
 static EK_NOINLINE void invoke(void)
 {
+#if EK_MODEL_STATE_BYTES
+    EK_MODEL_INVOKE(arena, &state);
+#else
     EK_MODEL_INVOKE(arena);
+#endif
     __asm__ volatile(".globl ek_invoke_end\nek_invoke_end:" ::: "memory");
 }
 
@@ -270,28 +289,169 @@ static int has_result(void)
     return 1;
 }
 
-static void put_value(const struct output *output, int8_t code)
+#if EK_OUTPUTS_INT8 || EK_HAS_CODES
+#if EK_OUTPUTS_INT8
+typedef uint32_t product;
+#else
+typedef uint64_t product;
+#endif
+
+static void put_code(const struct output *output, int32_t code)
 {
-    const int32_t centred = (int32_t)code - output->zero_point;
+    const int32_t centred = code - output->zero_point;
     const uint32_t magnitude = (uint32_t)(centred < 0 ? -centred : centred);
     const uint32_t half = output->shift != 0u ? 1u << (output->shift - 1u) : 0u;
-    const uint32_t value = (magnitude * (uint32_t)output->multiplier + half) >> output->shift;
+    const product scaled = (product)magnitude * (uint32_t)output->multiplier + half;
+    const uint32_t value = (uint32_t)(scaled >> output->shift);
     if (centred < 0 && value != 0u) {
         put('-');
     }
     put_decimal(value, output->decimals, output->decimals + 1u);
 }
+#endif
+
+#if EK_OUTPUTS_INT8
+#define ELEMENT_BYTES(output) 1u
+
+static void put_value(const struct output *output, const uint8_t *bytes)
+{
+    put_code(output, (int8_t)*bytes);
+}
+#else
+#define ELEMENT_BYTES(output) ((output)->element_bytes)
+
+#if EK_HAS_CODES || EK_HAS_INTEGERS
+static int64_t read_integer(const struct output *output, const uint8_t *bytes)
+{
+    const uint64_t sign = (uint64_t)1 << (8u * output->element_bytes - 1u);
+    uint64_t value = 0;
+    for (uint32_t i = output->element_bytes; i-- > 0u;) {
+        value = (value << 8) | bytes[i];
+    }
+    return (int64_t)(output->is_signed != 0u ? (value ^ sign) - sign : value);
+}
+#endif
+
+#if EK_HAS_INTEGERS
+static void put_integer(int64_t value)
+{
+    char digits[20];
+    uint32_t count = 0;
+    uint64_t magnitude = value < 0 ? 0u - (uint64_t)value : (uint64_t)value;
+    do {
+        digits[count++] = (char)('0' + (char)(magnitude % 10u));
+        magnitude /= 10u;
+    } while (magnitude != 0u);
+    if (value < 0) {
+        put('-');
+    }
+    while (count-- > 0u) {
+        put(digits[count]);
+    }
+}
+#endif
+
+#if EK_HAS_REALS
+static uint32_t divide_rounding(uint32_t value, uint32_t divisor)
+{
+    return value / divisor + (value % divisor >= (divisor + 1u) / 2u ? 1u : 0u);
+}
+
+/* A finite number other than 0 as mantissa * 10^exponent with seven digits, right to the sixth:
+ * factors of 2 are traded for factors of 10 in a word that is kept full. Returns the exponent. */
+static int32_t to_decimal(uint32_t bits, uint32_t *mantissa)
+{
+    const uint32_t biased = (bits >> 23) & 0xFFu;
+    uint32_t value = (bits & 0x7FFFFFu) | (biased != 0u ? 0x800000u : 0u);
+    int32_t binary = (int32_t)(biased != 0u ? biased : 1u) - 150;
+    int32_t decimal = 0;
+    uint32_t divisor = 1;
+    for (; binary > 0; --binary) {
+        if (value >= 0x80000000u) {
+            value = divide_rounding(value, 10u);
+            ++decimal;
+        }
+        value <<= 1;
+    }
+    while (binary < 0) {
+        if (value < 0xFFFFFFFFu / 10u) {
+            value *= 10u;
+            --decimal;
+        } else {
+            value = divide_rounding(value, 2u);
+            ++binary;
+        }
+    }
+    while (value / divisor >= 10000000u) {
+        divisor *= 10u;
+        ++decimal;
+    }
+    *mantissa = divide_rounding(value, divisor);
+    return decimal;
+}
+
+static void put_real(uint32_t bits)
+{
+    const uint32_t size = bits & 0x7FFFFFFFu;
+    uint32_t mantissa = 0;
+    int32_t exponent = -3;
+    if (bits != size) {
+        put('-');
+    }
+    if (size >= 0x7F800000u) {
+        put_text(size == 0x7F800000u ? "inf" : "nan");
+        return;
+    }
+    if (size != 0u) {
+        exponent = to_decimal(size, &mantissa);
+    }
+    if (exponent <= 0 && exponent >= -9) {
+        put_decimal(mantissa, (uint32_t)-exponent, (uint32_t)-exponent + 1u);
+        return;
+    }
+    put_decimal(mantissa, 6u, 7u);
+    exponent += 6;
+    put('e');
+    if (exponent < 0) {
+        put('-');
+    }
+    put_number((uint32_t)(exponent < 0 ? -exponent : exponent));
+}
+#endif
+
+static void put_value(const struct output *output, const uint8_t *bytes)
+{
+#if EK_HAS_REALS
+    if (output->prints_as == EK_PRINT_REALS) {
+        uint32_t bits;
+        memcpy(&bits, bytes, sizeof bits);
+        put_real(bits);
+    }
+#endif
+#if EK_HAS_INTEGERS
+    if (output->prints_as == EK_PRINT_INTEGERS) {
+        put_integer(read_integer(output, bytes));
+    }
+#endif
+#if EK_HAS_CODES
+    if (output->prints_as == EK_PRINT_CODES) {
+        put_code(output, (int32_t)read_integer(output, bytes));
+    }
+#endif
+}
+#endif
 
 static void put_results(void)
 {
-    const uint8_t *code = kept_output;
+    const uint8_t *value = kept_output;
     put_text("m-results-[");
     for (uint32_t i = 0; i < COUNT_OF(outputs); ++i) {
-        for (uint32_t j = 0; j < outputs[i].span.bytes; ++j) {
-            if (code != kept_output) {
+        for (uint32_t j = 0; j < outputs[i].span.bytes; j += ELEMENT_BYTES(&outputs[i])) {
+            if (value != kept_output) {
                 put(',');
             }
-            put_value(&outputs[i], (int8_t)*code++);
+            put_value(&outputs[i], value);
+            value += ELEMENT_BYTES(&outputs[i]);
         }
     }
     put_line("]");
@@ -327,6 +487,11 @@ static void db_load(void)
     app.load_bytes = bytes;
     app.loaded_bytes = 0;
     app.input_crc = 0xFFFFFFFFu;
+#if EK_MODEL_STATE_BYTES
+    if (is_stream == 0u) {
+        EK_MODEL_RESET(&state);
+    }
+#endif
     put_number_line("m-[Expecting ", bytes, " bytes]");
 }
 
@@ -518,12 +683,26 @@ static void do_counters(void)
     end_checked_line();
 }
 
+#if EK_MODEL_STATE_BYTES
+/* `stream 1`: the loads that follow belong together, `stream 0`: each stands for itself. The
+ * model forgets what was before either, and the load. */
+static void do_stream(void)
+{
+    is_stream = read_number(1u) != 0u ? 1u : 0u;
+    app.load_bytes = 0;
+    app.loaded_bytes = 0;
+    app.inferences = 0;
+    EK_MODEL_RESET(&state);
+    put_number_line("m-stream-", is_stream, "");
+}
+#endif
+
 #if EK_APP_SELFTEST
 /* Runs the golden pair that the compiler made; what was loaded is lost. */
 static void do_selftest(void)
 {
-    static const int8_t *const golden_inputs[] = EK_MODEL_GOLDEN_INPUTS;
-    static const int8_t *const golden_outputs[] = EK_MODEL_GOLDEN_OUTPUTS;
+    static const void *const golden_inputs[] = EK_MODEL_GOLDEN_INPUTS;
+    static const void *const golden_outputs[] = EK_MODEL_GOLDEN_OUTPUTS;
     uint32_t mismatched = 0;
     app.load_bytes = 0;
     app.loaded_bytes = 0;
@@ -531,12 +710,19 @@ static void do_selftest(void)
     for (uint32_t i = 0; i < COUNT_OF(inputs); ++i) {
         memcpy(arena + inputs[i].offset, golden_inputs[i], inputs[i].bytes);
     }
+#if EK_MODEL_STATE_BYTES
+    EK_MODEL_RESET(&state);
+#endif
     invoke();
     for (uint32_t i = 0; i < COUNT_OF(outputs); ++i) {
+        const int8_t *golden = golden_outputs[i];
         for (uint32_t j = 0; j < outputs[i].span.bytes; ++j) {
-            mismatched += arena[outputs[i].span.offset + j] != golden_outputs[i][j] ? 1u : 0u;
+            mismatched += arena[outputs[i].span.offset + j] != golden[j] ? 1u : 0u;
         }
     }
+#if EK_MODEL_STATE_BYTES
+    EK_MODEL_RESET(&state);
+#endif
     begin_checked_line("m-selftest-[");
     put_field("mismatched_bytes=", mismatched);
     end_checked_line();
@@ -559,6 +745,9 @@ static const struct command {
     {"output", do_output},
     {"about", do_about},
     {"counters", do_counters},
+#if EK_MODEL_STATE_BYTES
+    {"stream", do_stream},
+#endif
 #if EK_APP_SELFTEST
     {"selftest", do_selftest},
 #endif
