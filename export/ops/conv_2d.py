@@ -240,12 +240,14 @@ def _lower_f32(op: Conv2D, graph: Graph) -> tuple[KernelCall, ...]:
     return (call,)
 
 
-def _is_pointwise(op: Conv2D, graph: Graph) -> bool:
+def is_pointwise(op: Conv2D, graph: Graph) -> bool:
+    """Tells whether every output pixel depends on the input pixel at the same place alone."""
     weights = op.input(graph, 1)
     return (
         weights.shape[1:3] == (1, 1)
         and weights.shape[3] == op.input(graph, 0).shape[3]
         and op.stride_h == op.stride_w == 1
+        and op.border == NO_BORDER
     )
 
 
@@ -284,7 +286,7 @@ def _pointwise(name: str, dtype: DType) -> Kernel:
         name,
         _lower_pointwise,
         _cost_pointwise,
-        accepts=lambda op, graph: op.input(graph, 0).dtype is dtype and _is_pointwise(op, graph),
+        accepts=lambda op, graph: op.input(graph, 0).dtype is dtype and is_pointwise(op, graph),
         overlap=_overlap_pointwise,
     )
 

@@ -24,7 +24,7 @@ from edgekiln.export.ops.base import (
     Scratch,
     as_int64,
 )
-from edgekiln.export.ops.conv_2d import Conv2D
+from edgekiln.export.ops.conv_2d import Conv2D, is_pointwise
 from edgekiln.export.ops.convolution import (
     Requantization,
     bias_and_input_offset,
@@ -302,12 +302,10 @@ def _overlap_matrix(op: Op, graph: Graph) -> Overlaps:
 
 
 def _accepts_pointwise(op: Conv2D, graph: Graph) -> bool:
-    weights = op.input(graph, 1)
     return (
-        weights.shape[1:3] == (1, 1)
-        and weights.shape[3] == op.input(graph, 0).shape[3]
-        and weights.shape[3] % 4 == 0
-        and op.stride_h == op.stride_w == 1
+        _is_int8(op, graph)
+        and is_pointwise(op, graph)
+        and op.input(graph, 1).shape[3] % 4 == 0
         and _weights_fit(op, graph)
     )
 
