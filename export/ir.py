@@ -33,6 +33,7 @@ _C_TYPES = {
     "float32": "float",
     "float64": "double",
     "bool": "uint8_t",
+    "resource": "int32_t",
 }
 
 
@@ -45,6 +46,7 @@ class DType(enum.Enum):
     """The element types that a tensor can have. The value is numpy's name.
 
     INT4 is for constants alone; numpy has no such type: their values are int8 arrays.
+    RESOURCE names a variable, and is gone when a model has been read.
     """
 
     INT4 = "int4"
@@ -58,11 +60,13 @@ class DType(enum.Enum):
     FLOAT64 = "float64"
     FLOAT16 = "float16"
     BOOL = "bool"
+    RESOURCE = "resource"
 
     @property
     def bytes(self) -> int:
         """Size of one element in bytes, as the graph holds it."""
-        return 1 if self is DType.INT4 else np.dtype(self.value).itemsize
+        odd = {DType.INT4: 1, DType.RESOURCE: 4}
+        return odd[self] if self in odd else np.dtype(self.value).itemsize
 
     @property
     def c_type(self) -> str:

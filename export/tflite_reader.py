@@ -21,6 +21,8 @@ from edgekiln.errors import BadModelError, EdgekilnError, UnsupportedOpError
 from edgekiln.export.ir import DType, Graph, Quantization, Tensor
 from edgekiln.export.ops.base import Op
 from edgekiln.export.ops.registry import OPS
+from edgekiln.export.ops.variables import CallOnce
+from edgekiln.export.variables import resolve_variables
 
 E = TypeVar("E", bound=enum.Enum)
 
@@ -107,7 +109,7 @@ class OperatorReader:
 
 
 def read_tflite(data: bytes, where: str) -> Graph:
-    """Reads the first subgraph of a .tflite file.
+    """Reads a .tflite file: its first subgraph, and the initial values of its variables.
 
     Args:
         data: The file.
@@ -162,23 +164,39 @@ class _ModelReader:
 
     def read(self) -> Graph:
         subgraphs = self.model.SubgraphsLength()
-        if subgraphs != 1:
-            if subgraphs < 1:
-                raise BadModelError("the file holds no subgraph", where=self.where)
-            raise UnsupportedOpError(
-                "several subgraphs", where=self.where, got=subgraphs, allowed="1 (no control flow)"
+        if subgraphs < 1:
+            raise BadModelError("the file holds no subgraph", where=self.where)
+        main = self.read_subgraph(0, self.where)
+        called = sorted({op.subgraph for op in main.ops if isinstance(op, CallOnce)})
+        others = set(self.bounded(subgraphs, "subgraphs")) - {0}
+        if set(called) - others:
+            raise BadModelError(
+                "CALL_ONCE names a subgraph that is not there",
+                where=self.where,
+                got=called,
+                allowed=f"1 to {subgraphs - 1}",
             )
-        subgraph = self.model.Subgraphs(0)
+        if others - set(called):
+            raise UnsupportedOpError(
+                "several subgraphs",
+                where=self.where,
+                got=subgraphs,
+                allowed="1, and those which CALL_ONCE runs (no control flow)",
+            )
+        further = {i: self.read_subgraph(i, f"{self.where}: subgraph {i}") for i in called}
+        return resolve_variables(main, further)
+
+    def read_subgraph(self, number: int, where: str) -> Graph:
+        subgraph = self.model.Subgraphs(number)
         count = subgraph.TensorsLength()
         tensors = {
             i: self.read_tensor(subgraph.Tensors(i), i) for i in self.bounded(count, "tensors")
         }
         operators = self.bounded(subgraph.OperatorsLength(), "operators")
-        ops = tuple(self.read_op(subgraph.Operators(i), i, count) for i in operators)
         return Graph(
-            self.where,
+            where,
             tensors,
-            ops,
+            tuple(self.read_op(subgraph.Operators(i), i, count) for i in operators),
             self.indices(subgraph.Inputs, subgraph.InputsLength(), count, "model inputs"),
             self.indices(subgraph.Outputs, subgraph.OutputsLength(), count, "model outputs"),
             {i: _initial_value(tensor) for i, tensor in tensors.items() if tensor.is_variable},
@@ -311,9 +329,7 @@ class _ModelReader:
         data.flags.writeable = False
         return data
 
-    def read_quantization(
-        self, tensor: Any, least_scale: float, where: str
-    ) -> Quantization | None:
+    def read_quantization(self, tensor: Any, least_scale: float, where: str) -> Quantization | None:
         q = tensor.Quantization()
         if q is None or q.ScaleLength() == 0:
             return None

@@ -60,6 +60,7 @@ from edgekiln.export.ops.split import Split, SplitV, Unpack
 from edgekiln.export.ops.svdf import Svdf
 from edgekiln.export.ops.transpose import DepthToSpace, SpaceToDepth, Transpose
 from edgekiln.export.ops.transpose_conv import TransposeConv
+from edgekiln.export.ops.variables import AssignVariable, CallOnce, ReadVariable, VarHandle
 
 OPS: dict[str, type[Op]] = {
     op.name: op
@@ -68,10 +69,12 @@ OPS: dict[str, type[Op]] = {
         Add,
         ArgMax,
         ArgMin,
+        AssignVariable,
         AveragePool2D,
         BatchMatmul,
         BatchToSpaceNd,
         BroadcastTo,
+        CallOnce,
         Cast,
         Ceil,
         Concatenation,
@@ -115,6 +118,7 @@ OPS: dict[str, type[Op]] = {
         PadV2,
         Prelu,
         Quantize,
+        ReadVariable,
         ReduceMax,
         ReduceMin,
         Relu,
@@ -149,6 +153,7 @@ OPS: dict[str, type[Op]] = {
         TransposeConv,
         UnidirectionalSequenceLstm,
         Unpack,
+        VarHandle,
         ZerosLike,
     )
 }

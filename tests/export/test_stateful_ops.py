@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from everywhere import Array
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from streams import check_stream
-from tflite_builder import BuiltOp, BuiltTensor, build_model
+from tflite_builder import BuiltOp, BuiltSubgraph, BuiltTensor, build_model
 
 from edgekiln.bench.runners import tflm_available
+from edgekiln.errors import BadModelError, UnsupportedOpError
+from edgekiln.export.compiler import compile_model
 
 pytestmark = pytest.mark.skipif(
     not tflm_available(), reason="the oracle, the tflite-micro wheel, is not installed"
@@ -130,3 +133,107 @@ def lstms(draw: st.DrawFn) -> bytes:
 @given(lstms(), SEEDS)
 def test_lstm(model: bytes, seed: int) -> None:
     check_stream(model, seed)
+
+
+def variable_model(
+    *, initial: Array | None, first: bool = True, kind: str = "INT8", subgraphs: int = 1
+) -> bytes:
+    """A stream that returns the last three inputs: a variable keeps two of them.
+
+    Args:
+        initial: What CALL_ONCE assigns; None for a model without.
+        first: Whether CALL_ONCE is the first node.
+        kind: Type of all values.
+        subgraphs: How often the subgraph of CALL_ONCE is there.
+    """
+    scale, zero_point = ((0.1,), (-3,)) if kind == "INT8" else ((), ())
+    shapes = [(1, 1, 4), (), (1, 2, 4), (1, 3, 4), (3,), (3,), (1, 2, 4)]
+    tensors = [BuiltTensor(shape, kind, scale, zero_point) for shape in shapes]
+    tensors[1] = BuiltTensor((), "RESOURCE", name="history handle")
+    tensors[4] = BuiltTensor((3,), "INT32", data=np.array([0, 1, 0], np.int32))
+    tensors[5] = BuiltTensor((3,), "INT32", data=np.array([1, 2, 4], np.int32))
+    name = {"Container": "", "SharedName": "history"}
+    ops = [
+        BuiltOp("VAR_HANDLE", [], [1], "VarHandleOptions", name),
+        BuiltOp("READ_VARIABLE", [1], [2], "ReadVariableOptions"),
+        BuiltOp("CONCATENATION", [2, 0], [3], "ConcatenationOptions", {"Axis": 1}),
+        BuiltOp("SLICE", [3, 4, 5], [6], "SliceOptions"),
+        BuiltOp("ASSIGN_VARIABLE", [1, 6], [], "AssignVariableOptions"),
+    ]
+    if initial is None:
+        return build_model(tensors, ops, [0], [3])
+    once = BuiltOp("CALL_ONCE", [], [], "CallOnceOptions", {"InitSubgraphIndex": 1})
+    ops.insert(0 if first else 3, once)
+    start = BuiltSubgraph(
+        [
+            BuiltTensor((), "RESOURCE"),
+            BuiltTensor((8,), kind, scale, zero_point, 0, initial.reshape(8)),
+            BuiltTensor((3,), "INT32", data=np.array([1, 2, 4], np.int32)),
+            BuiltTensor((1, 2, 4), kind, scale, zero_point),
+        ],
+        [
+            BuiltOp("VAR_HANDLE", [], [0], "VarHandleOptions", name),
+            BuiltOp("RESHAPE", [1, 2], [3], "ReshapeOptions"),
+            BuiltOp("ASSIGN_VARIABLE", [0, 3], [], "AssignVariableOptions"),
+        ],
+        [],
+        [],
+    )
+    return build_model(tensors, ops, [0], [3], [start] * subgraphs)
+
+
+@pytest.mark.parametrize("kind", ["INT8", "FLOAT32"])
+def test_a_variable_starts_at_its_zero_point(kind: str) -> None:
+    compiled = check_stream(variable_model(initial=None, kind=kind))
+    assert compiled.report["state_bytes"] == (8 if kind == "INT8" else 32)
+    assert "memset" in compiled.files["m.c"]
+
+
+@pytest.mark.parametrize("kind", ["INT8", "FLOAT32"])
+@pytest.mark.parametrize("optimize", ["balanced", "time", "ram", "flash"])
+def test_call_once_gives_a_variable_its_first_value(kind: str, optimize: str) -> None:
+    initial = (10 * np.arange(8) - 30).astype(kind.lower())
+    compiled = check_stream(variable_model(initial=initial, kind=kind), optimize=optimize)
+    assert "memcpy(state->" in compiled.files["m.c"]
+
+
+def test_variables_that_cannot_be_resolved() -> None:
+    initial = np.arange(8, dtype=np.int8)
+    with pytest.raises(UnsupportedOpError, match="node 3 CALL_ONCE: comes after a node that uses"):
+        compile_model(variable_model(initial=initial, first=False), name="m")
+    with pytest.raises(UnsupportedOpError, match="several subgraphs; got 3; allowed: 1, and those"):
+        compile_model(variable_model(initial=initial, subgraphs=2), name="m")
+    with pytest.raises(BadModelError, match="CALL_ONCE names a subgraph that is not there"):
+        compile_model(variable_model(initial=initial, subgraphs=0), name="m")
+
+
+def test_a_variable_that_is_only_read_is_refused() -> None:
+    tensors = [BuiltTensor((), "RESOURCE"), BuiltTensor((1, 4), "INT32")]
+    ops = [
+        BuiltOp("VAR_HANDLE", [], [0], "VarHandleOptions", {"SharedName": "lost"}),
+        BuiltOp("READ_VARIABLE", [0], [1], "ReadVariableOptions"),
+    ]
+    with pytest.raises(BadModelError, match="READ_VARIABLE: reads a variable that is never assig"):
+        compile_model(build_model(tensors, ops, [], [1]), name="m")
+
+
+def test_a_variable_has_one_type() -> None:
+    tensors = [
+        BuiltTensor((), "RESOURCE"),
+        BuiltTensor((1, 4), "INT32"),
+        BuiltTensor((1, 5), "INT32"),
+    ]
+    ops = [
+        BuiltOp("VAR_HANDLE", [], [0], "VarHandleOptions", {"SharedName": "history"}),
+        BuiltOp("ASSIGN_VARIABLE", [0, 1], [], "AssignVariableOptions"),
+        BuiltOp("READ_VARIABLE", [0], [2], "ReadVariableOptions"),
+    ]
+    with pytest.raises(BadModelError, match=r"'history' has another type or size; got int32 .1, 5"):
+        compile_model(build_model(tensors, ops, [1], [2]), name="m")
+
+
+def test_a_handle_is_no_value() -> None:
+    tensors = [BuiltTensor((1, 4), "RESOURCE"), BuiltTensor((4,))]
+    model = build_model(tensors, [BuiltOp("RESHAPE", [0], [1], "ReshapeOptions")], [0], [1])
+    with pytest.raises(UnsupportedOpError, match="RESHAPE: uses a resource"):
+        compile_model(model, name="m")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,30 +48,31 @@ def constant(array: NDArray[Any], scale: Sequence[float] = (), axis: int = 0) ->
     return BuiltTensor(array.shape, kind, tuple(scale), (0,) * len(scale), axis, array)
 
 
+@dataclass
+class BuiltSubgraph:
+    """A subgraph to build."""
+
+    tensors: Sequence[BuiltTensor]
+    ops: Sequence[BuiltOp]
+    inputs: Sequence[int]
+    outputs: Sequence[int]
+
+
 def build_model(
     tensors: Sequence[BuiltTensor],
     ops: Sequence[BuiltOp],
     inputs: Sequence[int],
     outputs: Sequence[int],
+    further: Sequence[BuiltSubgraph] = (),
 ) -> bytes:
-    """Returns the .tflite file of a model with one subgraph."""
+    """Returns the .tflite file of a model, with further subgraphs if wanted."""
     b = flatbuffers.Builder(1024)
-    buffers = [None, *(t.data for t in tensors if t.data is not None)]
-    buffer_offsets = [_build_buffer(b, data) for data in buffers]
-    numbers = iter(range(1, len(buffers)))
-    tensor_offsets = [
-        _build_tensor(b, t, 0 if t.data is None else next(numbers), i)
-        for i, t in enumerate(tensors)
-    ]
-    names = sorted({op.name for op in ops})
-    op_offsets = [_build_op(b, op, names.index(op.name)) for op in ops]
-    lists = {
-        "Tensors": _offsets(b, tensor_offsets),
-        "Inputs": b.CreateNumpyVector(np.array(inputs, np.int32)),
-        "Outputs": b.CreateNumpyVector(np.array(outputs, np.int32)),
-        "Operators": _offsets(b, op_offsets),
-    }
-    subgraph = _table(b, "SubGraph", lists)
+    subgraphs = [BuiltSubgraph(tensors, ops, inputs, outputs), *further]
+    data = [t.data for s in subgraphs for t in s.tensors if t.data is not None]
+    buffer_offsets = [_build_buffer(b, data) for data in (None, *data)]
+    numbers = iter(range(1, len(buffer_offsets)))
+    names = sorted({op.name for s in subgraphs for op in s.ops})
+    subgraph_offsets = [_build_subgraph(b, s, names, numbers) for s in subgraphs]
     codes = [_build_code(b, name) for name in names]
     model = _table(
         b,
@@ -79,12 +80,29 @@ def build_model(
         {
             "Version": 3,
             "OperatorCodes": _offsets(b, codes),
-            "Subgraphs": _offsets(b, [subgraph]),
+            "Subgraphs": _offsets(b, subgraph_offsets),
             "Buffers": _offsets(b, buffer_offsets),
         },
     )
     b.Finish(model, b"TFL3")
     return bytes(b.Output())
+
+
+def _build_subgraph(
+    b: flatbuffers.Builder, subgraph: BuiltSubgraph, names: Sequence[str], numbers: Iterator[int]
+) -> int:
+    tensor_offsets = [
+        _build_tensor(b, t, 0 if t.data is None else next(numbers), i)
+        for i, t in enumerate(subgraph.tensors)
+    ]
+    op_offsets = [_build_op(b, op, names.index(op.name)) for op in subgraph.ops]
+    lists = {
+        "Tensors": _offsets(b, tensor_offsets),
+        "Inputs": b.CreateNumpyVector(np.array(subgraph.inputs, np.int32)),
+        "Outputs": b.CreateNumpyVector(np.array(subgraph.outputs, np.int32)),
+        "Operators": _offsets(b, op_offsets),
+    }
+    return _table(b, "SubGraph", lists)
 
 
 def _table(b: flatbuffers.Builder, kind: str, values: Mapping[str, Any]) -> int:
@@ -142,7 +160,11 @@ def _build_op(b: flatbuffers.Builder, op: BuiltOp, code: int) -> int:
     }
     if op.options:
         values["BuiltinOptionsType"] = getattr(BuiltinOptions, op.options)
-        values["BuiltinOptions"] = _table(b, op.options, op.values)
+        options = {
+            key: b.CreateString(value) if isinstance(value, str) else value
+            for key, value in op.values.items()
+        }
+        values["BuiltinOptions"] = _table(b, op.options, options)
     return _table(b, "Operator", values)
 
 
