@@ -43,6 +43,7 @@ from edgekiln.export.ops.functions import (
     Square,
 )
 from edgekiln.export.ops.gather import Gather, GatherNd
+from edgekiln.export.ops.log_softmax import LogSoftmax
 from edgekiln.export.ops.lstm import UnidirectionalSequenceLstm
 from edgekiln.export.ops.pad import MirrorPad, Pad, PadV2
 from edgekiln.export.ops.pool_2d import AveragePool2D, MaxPool2D
@@ -101,6 +102,7 @@ OPS: dict[str, type[Op]] = {
         Less,
         LessEqual,
         Log,
+        LogSoftmax,
         LogicalAnd,
         LogicalNot,
         LogicalOr,

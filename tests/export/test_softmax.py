@@ -81,3 +81,39 @@ def test_in_place() -> None:
 def test_rows_that_are_too_long() -> None:
     with pytest.raises(UnsupportedOpError, match="last dimension"):
         compile_model(softmax("INT8", "INT8", 0.1, (1, 5000)), name="m")
+
+
+def log_softmax(scale: float, shape: tuple[int, ...] = (1, 2, 10)) -> bytes:
+    tensors = [
+        BuiltTensor(shape, "INT8", (scale,), (3,)),
+        BuiltTensor(shape, "INT8", (1 / 16,), (127,)),
+    ]
+    if not scale:
+        tensors = [BuiltTensor(shape, "FLOAT32"), BuiltTensor(shape, "FLOAT32")]
+    op = BuiltOp("LOG_SOFTMAX", [0], [1], "LogSoftmaxOptions")
+    return build_model(tensors, [op], [0], [1])
+
+
+@settings(max_examples=25)
+@given(
+    st.sampled_from([0.001, 0.02, 0.0625, 0.1, 0.4, 1.7]),
+    st.sampled_from([1, 2, 3, 10, 63, 500]),
+    st.integers(0, 1000),
+)
+def test_log_softmax_of_codes(scale: float, depth: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    codes = generator.normal(0, generator.uniform(1, 127, (4, 1, 1)), (4, 2, depth))
+    inputs = np.clip(codes, -128, 127).astype(np.int8)
+    check_everywhere(log_softmax(scale, (1, 2, depth)), inputs=[inputs])
+
+
+@pytest.mark.parametrize("shape", [(1, 10), (1, 3, 5), (1, 200)])
+def test_log_softmax_of_real_numbers(shape: tuple[int, ...]) -> None:
+    check_everywhere(log_softmax(0, shape), samples=6)
+
+
+def test_log_softmax_has_one_output_scale() -> None:
+    x = BuiltTensor((1, 4), "INT8", (0.1,), (0,))
+    op = BuiltOp("LOG_SOFTMAX", [0], [1], "LogSoftmaxOptions")
+    with pytest.raises(UnsupportedOpError, match="output"):
+        compile_model(build_model([x, x], [op], [0], [1]), name="m")
