@@ -3,6 +3,7 @@
 
 BOARD ?= mps2-an386
 MODEL ?= digits_cnn
+CASES ?= 200000
 
 EDGEKILN := .venv/bin/edgekiln
 LOCK_FLAGS := --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
@@ -12,11 +13,12 @@ LOCK_FLAGS := --universal --fork-strategy fewest --python-version 3.11 --generat
 # read by make or the shell.
 export EDGEKILN_BOARD = $(value BOARD)
 export EDGEKILN_MODEL = $(value MODEL)
+export EDGEKILN_CASES = $(value CASES)
 export EDGEKILN_MODELS = $(value MODELS)
-unexport BOARD MODEL MODELS
+unexport BOARD MODEL MODELS CASES
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deploy flash bench report figures doctor test lint format lock clean
+.PHONY: help setup deploy flash bench report figures doctor test fuzz lint format lock clean
 
 help: ## Show this help
 	@echo 'make <target> [BOARD=<board>] [MODEL=<recipe or file>]'
@@ -49,6 +51,9 @@ doctor: setup ## Show what is installed, what is missing and how to get it
 
 test: setup ## Run all tests, the linters among them (PYTEST_ARGS='-k name' for some)
 	@.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+
+fuzz: setup ## Compile damaged models, 200,000 of them (CASES=n for another number)
+	@.venv/bin/python tests/support/fuzz_reader.py --cases "$$EDGEKILN_CASES"
 
 lint: setup ## Run ruff, mypy and import-linter
 	@.venv/bin/ruff check .

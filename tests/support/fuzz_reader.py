@@ -13,21 +13,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import math
-import mmap
 import os
-import pickle
 import random
 import resource
 import signal
 import struct
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -52,7 +52,7 @@ ADDRESS_SPACE_BYTES = 3 << 30
 _SMALL_MACS = 200_000
 _SMALL_ELEMENTS = 100_000
 
-_GOLDEN = Path(__file__).parent.parent / "golden"
+GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ def compile_damaged(data: bytes, case: int) -> None:
     graph = run_passes(read_tflite(data, "m.tflite"))
     _plan(graph, target)
     if _is_small(graph):
-        options = {"optimize": generator.choice(OPTIMIZE), "io": generator.choice(IO)}
-        compile_model(data, name="m", target=target.name, **options)
+        optimize, io = generator.choice(OPTIMIZE), generator.choice(IO)
+        compile_model(data, name="m", target=target.name, optimize=optimize, io=io)
 
 
 def _plan(graph: Graph, target: Target) -> None:
@@ -198,66 +198,61 @@ def _peak_bytes() -> int:
 
 
 class _Child:
-    """A process that runs some of the cases, and says which one it is at."""
+    """A process that runs some of the cases, and says which one it is at.
 
-    def __init__(self, seeds: Sequence[Seed], cases: Sequence[int], run: int) -> None:
-        self._cases = cases
-        self._shared = mmap.mmap(-1, 16)
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115
-        self.died = False
-        self._report(-1)
-        self.pid = os.fork()
-        if self.pid == 0:
-            status = 1
-            try:
-                self._run_cases(seeds, run)
-                status = 0
-            finally:
-                os._exit(status)
+    It shares a file with its parent: where it is and since when, then a line for each finding.
+    """
 
-    def _run_cases(self, seeds: Sequence[Seed], run: int) -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        for position, case in enumerate(self._cases):
-            self._report(position)
-            finding = run_case(seeds, case, run)
-            if finding is not None:
-                pickle.dump(finding, self._file)
-                self._file.flush()
-
-    def _report(self, position: int) -> None:
-        self._shared[:] = struct.pack("<qd", position, time.monotonic())
-
-    def position(self) -> tuple[int, float]:
-        """Returns the place of the running case in the list, and when it began."""
-        position, began_s = struct.unpack("<qd", self._shared[:])
-        return position, began_s
+    def __init__(self, directory: Path, options: Sequence[str]) -> None:
+        self._file = directory / "child"
+        self._file.write_bytes(_HEADER.pack(-1, 0.0))
+        command = [sys.executable, __file__, "--child", str(self._file), *options]
+        self._process = subprocess.Popen(command)
 
     def wait(self, wall_limit_s: float) -> Iterator[int]:
         """Yields the place of the running case now and then until the process has ended."""
-        while True:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+        while self._process.poll() is None:
             position, began_s = self.position()
-            if pid:
-                self.died = status != 0
-                return
             if position >= 0 and time.monotonic() - began_s > wall_limit_s:
-                os.kill(self.pid, signal.SIGKILL)
+                self._process.kill()
             yield position
             time.sleep(0.02)
 
+    @property
+    def died(self) -> bool:
+        """Tells whether it ended before its last case."""
+        return self._process.returncode != 0
+
+    def position(self) -> tuple[int, float]:
+        """Returns the place of the running case in the list, and when it began."""
+        position, began_s = _HEADER.unpack(self._file.read_bytes()[: _HEADER.size])
+        return position, began_s
+
     def findings(self) -> list[Finding]:
         """Returns what it found, after its end."""
-        found = []
-        self._file.seek(0)
-        with self._file, contextlib.suppress(EOFError):
-            while True:
-                found.append(pickle.load(self._file))
-        return found
+        lines = self._file.read_bytes()[_HEADER.size :].splitlines()
+        return [Finding(**json.loads(line)) for line in lines]
+
+
+_HEADER = struct.Struct("<qd")
+
+
+def run_child(shared: Path, seeds: Sequence[Seed], cases: Sequence[int], run: int) -> None:
+    """Runs cases in this process, with its memory limited."""
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with shared.open("r+b", buffering=0) as file:
+        for position, case in enumerate(cases):
+            file.seek(0)
+            file.write(_HEADER.pack(position, time.monotonic()))
+            finding = run_case(seeds, case, run)
+            if finding is not None:
+                file.seek(0, os.SEEK_END)
+                file.write(json.dumps(asdict(finding)).encode() + b"\n")
 
 
 def run_cases(
-    seeds: Sequence[Seed], cases: Sequence[int], run: int = 0, wall_limit_s: float = WALL_LIMIT_S
+    seeds: Sequence[Seed], first: int, cases: int, run: int, largest_bytes: int
 ) -> Iterator[int | Finding]:
     """Runs cases in a child process, and in a new one after each that killed it.
 
@@ -265,19 +260,27 @@ def run_cases(
         How many cases are done, now and then, and the findings.
     """
     done = 0
-    while done < len(cases):
-        child = _Child(seeds, cases[done:], run)
-        for position in child.wait(wall_limit_s):
-            yield done + max(position, 0)
-        yield from child.findings()
-        if not child.died:
-            break
-        position, _ = child.position()
-        done += max(position, 0)
-        name = damaged_file(seeds, cases[done], run)[0].name
-        yield Finding(cases[done], name, "death", "the process was killed, or ran too long")
-        done += 1
-    yield len(cases)
+    with tempfile.TemporaryDirectory(prefix="edgekiln-fuzz-") as directory:
+        while done < cases:
+            options = {"first": first + done, "cases": cases - done, "run": run}
+            options["largest"] = largest_bytes
+            child = _Child(
+                Path(directory), [f"--{name}={value}" for name, value in options.items()]
+            )
+            for position in child.wait(WALL_LIMIT_S):
+                yield done + max(position, 0)
+            yield from child.findings()
+            if not child.died:
+                break
+            position, _ = child.position()
+            if position < 0:
+                raise SystemExit("the child process did not start")
+            done += position
+            name = damaged_file(seeds, first + done, run)[0].name
+            what = "the process was killed, or ran too long"
+            yield Finding(first + done, name, "death", what)
+            done += 1
+    yield cases
 
 
 def main() -> int:
@@ -289,18 +292,25 @@ def main() -> int:
     parser.add_argument("--case", type=int, help="run this case alone, and show its traceback")
     parser.add_argument("--save", type=Path, help="with --case: write its file")
     parser.add_argument("--largest", type=int, default=100_000, help="size of models, in bytes")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    directories = [_GOLDEN]
+    directories = [GOLDEN]
     if "EDGEKILN_SHARED" in os.environ:
         directories.append(Path(os.environ["EDGEKILN_SHARED"]) / "models")
     seeds = load_seeds(directories, arguments.largest)
     if arguments.case is not None:
         return _one_case(seeds, arguments.case, arguments.run, arguments.save)
-    cases = range(arguments.first, arguments.first + arguments.cases)
+    if arguments.child is not None:
+        cases = range(arguments.first, arguments.first + arguments.cases)
+        run_child(arguments.child, seeds, cases, arguments.run)
+        return 0
     found: dict[str, list[Finding]] = {}
     with console.progress() as bar:
-        task = bar.add_task(f"damaged files of {len(seeds)} models", total=len(cases), note="")
-        for each in run_cases(seeds, cases, arguments.run):
+        description = f"damaged files of {len(seeds)} models"
+        task = bar.add_task(description, total=arguments.cases, note="")
+        for each in run_cases(
+            seeds, arguments.first, arguments.cases, arguments.run, arguments.largest
+        ):
             if isinstance(each, Finding):
                 found.setdefault(each.what, []).append(each)
             else:
@@ -308,7 +318,7 @@ def main() -> int:
     for what, findings in sorted(found.items(), key=lambda item: -len(item[1])):
         numbers = ", ".join(str(f.case) for f in findings[:5])
         print(f"{len(findings):6d}  {what}  ({findings[0].model}; cases {numbers})")
-    print(f"{len(cases):,} cases, {sum(map(len, found.values())):,} findings")
+    print(f"{arguments.cases:,} cases, {sum(map(len, found.values())):,} findings")
     return int(bool(found))
 
 
