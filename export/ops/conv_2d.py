@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -14,6 +13,7 @@ from edgekiln.export.ops.activation import Activation
 from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, Overlaps, as_int64
 from edgekiln.export.ops.convolution import (
     INT4_INT8_INT16_FLOAT,
+    KERNEL_TYPES,
     Requantization,
     bias_and_input_offset,
     bias_values,
@@ -28,13 +28,14 @@ from edgekiln.export.ops.convolution import (
     has_wide_accumulator,
     matrix_call,
     matrix_overlap,
+    multiplies,
     output_scalars,
+    pack_int4,
     per_channel_requantization,
     requantize,
     scalars_f32,
     scalars_s16,
 )
-from edgekiln.export.ops.types import first_input_is
 from edgekiln.export.ops.windows import (
     NO_BORDER,
     Border,
@@ -178,7 +179,8 @@ def _filter_scalars(op: Conv2D, graph: Graph) -> dict[str, int | float]:
 def _lower_s8(op: Conv2D, graph: Graph) -> tuple[KernelCall, ...]:
     x, weights, y = op.input(graph, 0), op.input(graph, 1), op.output(graph)
     channels, _, _, group_channels = weights.shape
-    grouped = group_channels != x.shape[3] or op.dilation_w != 1
+    packed = weights.dtype is DType.INT4
+    grouped = packed or group_channels != x.shape[3] or op.dilation_w != 1
     padded = windows_read_padding(x, y, op.windows(graph))
     matrix = as_int64(weights.data).reshape(channels, -1)
     bias, input_offset = bias_and_input_offset(op, graph, matrix, padded)
@@ -191,12 +193,19 @@ def _lower_s8(op: Conv2D, graph: Graph) -> tuple[KernelCall, ...]:
     if not grouped:
         for key in ("filter_channels", "filters_per_group", "dilation_width"):
             del scalars[key]
-    kernel = "ek_conv_2d_grouped_s8" if grouped else "ek_conv_2d_s8"
+    kernel = "ek_conv_2d_s4" if packed else "ek_conv_2d_s8"
+    if grouped and not packed:
+        kernel = "ek_conv_2d_grouped_s8"
+    filters = weights.value.reshape(-1, group_channels)
     call = KernelCall(
         kernel,
         f"{kernel}.h",
         scalars,
-        {"filter": weights.value.reshape(-1), "bias": bias, **requant.as_c_arrays()},
+        {
+            "filter": pack_int4(filters) if packed else filters.reshape(-1),
+            "bias": bias,
+            **requant.as_c_arrays(),
+        },
         (x.index,),
         y.index,
         specialise=("batches", "dilation_height", "per_channel", "shifts_left"),
@@ -273,29 +282,27 @@ def _overlap_pointwise(op: Conv2D, graph: Graph) -> Overlaps:
     return matrix_overlap(op, graph, op.output(graph).elements // op.output(graph).shape[3])
 
 
-def _general(
-    name: str, dtype: DType, lower: Callable[[Conv2D, Graph], tuple[KernelCall, ...]]
-) -> Kernel:
+def _general(kind: str) -> Kernel:
     return Kernel(
-        name, lower, _cost_general, accepts=first_input_is(dtype), overlap=_overlap_general
+        f"conv_2d_{kind}",
+        _LOWER[kind],
+        _cost_general,
+        accepts=multiplies(*KERNEL_TYPES[kind]),
+        overlap=_overlap_general,
     )
 
 
-def _pointwise(name: str, dtype: DType) -> Kernel:
+def _pointwise(kind: str) -> Kernel:
+    fits = multiplies(*KERNEL_TYPES[kind])
     return Kernel(
-        name,
+        f"fully_connected_{kind}",
         _lower_pointwise,
         _cost_pointwise,
-        accepts=lambda op, graph: op.input(graph, 0).dtype is dtype and is_pointwise(op, graph),
+        accepts=lambda op, graph: fits(op, graph) and is_pointwise(op, graph),
         overlap=_overlap_pointwise,
     )
 
 
-Conv2D.kernels = (
-    _general("conv_2d_s8", DType.INT8, _lower_s8),
-    _pointwise("fully_connected_s8", DType.INT8),
-    _general("conv_2d_s16", DType.INT16, _lower_s16),
-    _pointwise("fully_connected_s16", DType.INT16),
-    _general("conv_2d_f32", DType.FLOAT32, _lower_f32),
-    _pointwise("fully_connected_f32", DType.FLOAT32),
-)
+_LOWER = {"s8": _lower_s8, "s4": _lower_s8, "s16": _lower_s16, "f32": _lower_f32}
+
+Conv2D.kernels = tuple(make(kind) for kind in KERNEL_TYPES for make in (_general, _pointwise))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,14 @@ from edgekiln.export.ops.activation import (
 )
 from edgekiln.export.ops.base import Array, KernelCall, Op, Overlap, Overlaps, as_int64
 from edgekiln.export.ops.types import SUFFIX, bounds
+
+KERNEL_TYPES = {
+    "s8": (DType.INT8, DType.INT8),
+    "s4": (DType.INT8, DType.INT4),
+    "s16": (DType.INT16, DType.INT8),
+    "f32": (DType.FLOAT32, DType.FLOAT32),
+}
+"""Types of input and filter, by the ending of a kernel's name."""
 
 INT4_INT8_INT16_FLOAT = (
     "int8, int16 activations with int8 filters, float32; int4 filters with int8 activations"
@@ -105,6 +113,13 @@ def per_tensor_requantization(
     """The multiplier of a fully connected layer (``GetQuantizedConvolutionMultipler``)."""
     product = float(np.float32(x.q.scale) * np.float32(weights.q.scale))
     return requantization([quantize_multiplier(product / y.q.scale)], wide)
+
+
+def multiplies(x_type: DType, filter_type: DType) -> Callable[[Op, Graph], bool]:
+    """Returns a test for a kernel's ``accepts``: are input and filter of these types?"""
+    return lambda op, graph: (
+        op.input(graph, 0).dtype is x_type and op.input(graph, 1).dtype is filter_type
+    )
 
 
 def has_wide_accumulator(op: Op, graph: Graph) -> bool:
@@ -354,6 +369,13 @@ def output_scalars(
     }
 
 
+def pack_int4(codes: Array) -> Array:
+    """Packs int4 codes [runs, length] for the C kernels: two a byte, each run from a new one."""
+    padded = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2))).astype(np.uint8)
+    pairs = (padded[:, 0::2] & 15) | (padded[:, 1::2] << 4)
+    return pairs.astype(np.uint8).view(np.int8).reshape(-1)
+
+
 def matrix_call(
     op: Op, graph: Graph, rows: int, requantization: Requantization | None, activation: Activation
 ) -> tuple[KernelCall, ...]:
@@ -361,7 +383,9 @@ def matrix_call(
     x, weights, y = op.input(graph, 0), op.input(graph, 1), op.output(graph)
     depth = weights.shape[-1]
     channels = weights.elements // depth
-    kernel = f"ek_fully_connected_{SUFFIX[x.dtype]}"
+    packed = weights.dtype is DType.INT4
+    kernel = f"ek_fully_connected_{'s4' if packed else SUFFIX[x.dtype]}"
+    filters = weights.value.reshape(channels, depth)
     scalars: dict[str, int | float] = {
         "reverse": 0,
         "rows": rows,
@@ -387,7 +411,7 @@ def matrix_call(
         kernel,
         f"{kernel}.h",
         scalars,
-        {"filter": weights.value.reshape(-1), **tables},
+        {"filter": pack_int4(filters) if packed else filters.reshape(-1), **tables},
         (x.index,),
         y.index,
         specialise=specialise,

@@ -12,6 +12,7 @@ from edgekiln.export.ops.activation import Activation
 from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, Overlaps, as_int64
 from edgekiln.export.ops.convolution import (
     INT4_INT8_INT16_FLOAT,
+    KERNEL_TYPES,
     Requantization,
     bias_and_input_offset,
     bias_values,
@@ -23,13 +24,14 @@ from edgekiln.export.ops.convolution import (
     check_wide_shifts,
     clamp_f32,
     has_wide_accumulator,
+    multiplies,
     output_scalars,
+    pack_int4,
     per_channel_requantization,
     requantize,
     scalars_f32,
     scalars_s16,
 )
-from edgekiln.export.ops.types import first_input_is
 from edgekiln.export.ops.windows import (
     NO_BORDER,
     Border,
@@ -171,15 +173,22 @@ def _lower_s8(op: DepthwiseConv2D, graph: Graph) -> tuple[KernelCall, ...]:
     matrix = as_int64(weights.data).reshape(-1, weights.shape[3]).T
     bias, input_offset = bias_and_input_offset(op, graph, matrix, padded)
     requant = op.requantization(graph)
+    filters = weights.value.reshape(-1)
+    packed = weights.dtype is DType.INT4
+    kernel = f"ek_depthwise_conv_2d_{'s4' if packed else 's8'}"
     call = KernelCall(
-        "ek_depthwise_conv_2d_s8",
-        "ek_depthwise_conv_2d_s8.h",
+        kernel,
+        f"{kernel}.h",
         {
             **_filter_scalars(op, graph),
             "input_offset": input_offset,
             **output_scalars(y, requant, op.activation),
         },
-        {"filter": weights.value.reshape(-1), "bias": bias, **requant.as_c_arrays()},
+        {
+            "filter": pack_int4(filters[None]) if packed else filters,
+            "bias": bias,
+            **requant.as_c_arrays(),
+        },
         (x.index,),
         y.index,
         specialise=(*_SPECIALISE, "per_channel", "shifts_left"),
@@ -228,11 +237,15 @@ def _overlap(op: DepthwiseConv2D, graph: Graph) -> Overlaps:
     return window_overlap(op, graph, op.windows(graph), channelwise)
 
 
+_LOWER = {"s8": _lower_s8, "s4": _lower_s8, "s16": _lower_s16, "f32": _lower_f32}
+
 DepthwiseConv2D.kernels = tuple(
-    Kernel(f"depthwise_conv_2d_{name}", lower, _cost, accepts=first_input_is(t), overlap=_overlap)
-    for name, t, lower in (
-        ("s8", DType.INT8, _lower_s8),
-        ("s16", DType.INT16, _lower_s16),
-        ("f32", DType.FLOAT32, _lower_f32),
+    Kernel(
+        f"depthwise_conv_2d_{kind}",
+        _LOWER[kind],
+        _cost,
+        accepts=multiplies(*types),
+        overlap=_overlap,
     )
+    for kind, types in KERNEL_TYPES.items()
 )

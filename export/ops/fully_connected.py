@@ -12,6 +12,7 @@ from edgekiln.export.ops.activation import Activation
 from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, Overlaps, as_int64
 from edgekiln.export.ops.convolution import (
     INT4_INT8_INT16_FLOAT,
+    KERNEL_TYPES,
     Requantization,
     bias_values,
     bias_values_f32,
@@ -25,11 +26,11 @@ from edgekiln.export.ops.convolution import (
     has_wide_accumulator,
     matrix_call,
     matrix_overlap,
+    multiplies,
     per_channel_requantization,
     per_tensor_requantization,
     requantize,
 )
-from edgekiln.export.ops.types import first_input_is
 
 if TYPE_CHECKING:
     from edgekiln.export.tflite_reader import OperatorReader
@@ -128,6 +129,6 @@ def _overlap(op: FullyConnected, graph: Graph) -> Overlaps:
 
 
 FullyConnected.kernels = tuple(
-    Kernel(f"fully_connected_{suffix}", _lower, _cost, accepts=first_input_is(t), overlap=_overlap)
-    for suffix, t in (("s8", DType.INT8), ("s16", DType.INT16), ("f32", DType.FLOAT32))
+    Kernel(f"fully_connected_{kind}", _lower, _cost, accepts=multiplies(*types), overlap=_overlap)
+    for kind, types in KERNEL_TYPES.items()
 )

@@ -50,6 +50,7 @@ def check_everywhere(
     samples: int = 3,
     inputs: Sequence[Array] | None = None,
     litert: bool = False,
+    oracle_model: bytes | None = None,
     optimize: str = "time",
 ) -> CompiledModel:
     """Compares all outputs: integers must be equal, float32 within the operators' tolerance.
@@ -60,6 +61,7 @@ def check_everywhere(
         samples: Number of random inferences.
         inputs: One array ``[N, ...]`` per model input instead of random ones.
         litert: The oracle is LiteRT's reference kernels, for what TensorFlow Lite Micro lacks.
+        oracle_model: What the oracle runs instead: an equivalent model that it can run.
         optimize: As for the compiler.
 
     Returns:
@@ -75,7 +77,8 @@ def check_everywhere(
             for s in specs
         )
     )
-    oracle = LiteRTRunner(model) if litert else TflmRunner(model)
+    asked = oracle_model or model
+    oracle = LiteRTRunner(asked) if litert else TflmRunner(asked)
     want = oracle.run(rows)
     defined = []
     for sample in range(len(rows[0])):

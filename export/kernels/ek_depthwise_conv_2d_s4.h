@@ -1,0 +1,82 @@
+/* DEPTHWISE_CONV_2D with int4 weights: any filter, stride, dilation, padding and multiplier.
+ *
+ * As ek_depthwise_conv_2d_s8, except that filter is int4 [filter_height, filter_width,
+ * input_channels * depth_multiplier] without gaps.
+ */
+#ifndef EK_DEPTHWISE_CONV_2D_S4_H
+#define EK_DEPTHWISE_CONV_2D_S4_H
+
+#include "ek_int4.h"
+
+typedef struct {
+    int32_t batches;
+    int32_t input_height;
+    int32_t input_width;
+    int32_t input_channels;
+    int32_t depth_multiplier;
+    int32_t filter_height;
+    int32_t filter_width;
+    int32_t output_height;
+    int32_t output_width;
+    int32_t stride_height;
+    int32_t stride_width;
+    int32_t dilation_height;
+    int32_t dilation_width;
+    int32_t pad_top;
+    int32_t pad_left;
+    int32_t input_offset;
+    int32_t output_zero_point;
+    int32_t activation_min;
+    int32_t activation_max;
+    int32_t per_channel;
+    int32_t shifts_left;
+    const int8_t *filter;
+    const int32_t *bias;
+    const int32_t *multiplier;
+    const int8_t *shift;
+} ek_depthwise_conv_2d_s4_params;
+
+static EK_INLINE void ek_depthwise_conv_2d_s4(const ek_depthwise_conv_2d_s4_params *p,
+                                              const int8_t *input, int8_t *output)
+{
+    const int32_t output_channels = p->input_channels * p->depth_multiplier;
+    for (int32_t batch = 0; batch < p->batches; ++batch) {
+        for (int32_t out_y = 0; out_y < p->output_height; ++out_y) {
+            const int32_t in_y = out_y * p->stride_height - p->pad_top;
+            const int32_t first_y = ek_first_tap(in_y, p->dilation_height);
+            const int32_t last_y =
+                ek_last_tap(in_y, p->dilation_height, p->filter_height, p->input_height);
+            for (int32_t out_x = 0; out_x < p->output_width; ++out_x) {
+                const int32_t in_x = out_x * p->stride_width - p->pad_left;
+                const int32_t first_x = ek_first_tap(in_x, p->dilation_width);
+                const int32_t last_x =
+                    ek_last_tap(in_x, p->dilation_width, p->filter_width, p->input_width);
+                for (int32_t channel = 0; channel < output_channels; ++channel) {
+                    const int32_t table = p->per_channel ? channel : 0;
+                    int32_t acc = p->bias[channel];
+                    for (int32_t tap_y = first_y; tap_y < last_y; ++tap_y) {
+                        const int8_t *x =
+                            input
+                            + ((in_y + tap_y * p->dilation_height) * p->input_width + in_x
+                               + first_x * p->dilation_width)
+                                  * p->input_channels
+                            + channel / p->depth_multiplier;
+                        int32_t w =
+                            (tap_y * p->filter_width + first_x) * output_channels + channel;
+                        for (int32_t tap_x = first_x; tap_x < last_x; ++tap_x) {
+                            acc += ((int32_t)*x + p->input_offset) * ek_int4_at(p->filter, w);
+                            x += p->dilation_width * p->input_channels;
+                            w += output_channels;
+                        }
+                    }
+                    *output++ = ek_requantize_s8(acc, p->multiplier[table], p->shift[table],
+                                                 p->shifts_left, p->output_zero_point,
+                                                 p->activation_min, p->activation_max);
+                }
+            }
+        }
+        input += p->input_height * p->input_width * p->input_channels;
+    }
+}
+
+#endif
