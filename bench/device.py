@@ -135,6 +135,8 @@ def _run_all(
     if stream and image.state_bytes:
         answers, counts = _run_stream(device, rows, counter, what if progress else None)
     else:
+        if image.state_bytes:
+            device.end_stream()
         shown = console.track(rows, what, len(rows)) if progress else rows
         answers, counts = _run_each(device, shown, counter)
     stack_bytes = _read_stack(image, device)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgekiln import __version__
 from edgekiln.bench.accuracy import (
     agreement,
@@ -21,7 +23,7 @@ from edgekiln.bench.accuracy import (
     top1_accuracy,
 )
 from edgekiln.bench.device import DeviceRun, run_on_board
-from edgekiln.bench.divergence import find_first_mismatch
+from edgekiln.bench.divergence import accumulated_tolerance, differs, find_first_mismatch
 from edgekiln.bench.inputs import ModelInputs
 from edgekiln.bench.results import (
     Accuracy,
@@ -52,6 +54,8 @@ from edgekiln.errors import (
     ToolMissingError,
     UnsupportedOpError,
 )
+from edgekiln.export.ir import DType, Graph
+from edgekiln.export.ops.base import Tolerance
 from edgekiln.export.passes import run_passes
 from edgekiln.export.tflite_reader import read_tflite
 from edgekiln.files import sha256_bytes
@@ -59,6 +63,7 @@ from edgekiln.firmware.boards import Board
 from edgekiln.firmware.image import Image
 
 BOARD = "board"
+EXACT = Tolerance(0.0, 0.0)
 PACKAGES = (
     *("numpy", "tensorflow", "keras", "scikit-learn", "ai-edge-litert", "tflite-micro"),
     *("onnx", "onnxruntime", "tf2onnx"),
@@ -130,7 +135,10 @@ def measure(subject: Subject) -> Results:
     runs: dict[str, Tensors] = {BOARD: device.outputs}
     for runner in track((host_c, reference), "inferences on the host", 2):
         runs[runner.name] = runner.run(inputs.tensors)
-    comparisons = compare_all(runs, f"{subject.name} on {subject.board.slug}")
+    graph = run_passes(read_tflite(subject.tflite, subject.name))
+    comparisons = compare_all(
+        runs, f"{subject.name} on {subject.board.slug}", accumulated_tolerance(graph.ops)
+    )
     nodes = 0 if oracle is None else compare_nodes(subject.tflite, subject.host_bundle, inputs)
     engines: list[Runner] = [host_c, reference, *_other_engines(subject)]
     bench = bench_result(subject.name, subject.image, subject.board, device)
@@ -168,24 +176,32 @@ def measure(subject: Subject) -> Results:
     )
 
 
-def compare_all(runs: Mapping[str, Tensors], where: str) -> tuple[Comparison, ...]:
+def compare_all(
+    runs: Mapping[str, Tensors], where: str, tolerance: Tolerance = EXACT
+) -> tuple[Comparison, ...]:
     """Holds every run against every later one, byte by byte.
 
     The comparison between the engines on the host comes first: where they differ, the compiler
     is wrong; where only the board differs, its C compiler or its kernels are.
 
+    The generated C has to compute the same real numbers on the board and on the host; the
+    reference may lie within a tolerance of them.
+
     Args:
         runs: Engine to its outputs; the board's under the name `BOARD`.
         where: The model and the board, for messages.
+        tolerance: How far float32 outputs may lie from the reference's.
 
     Raises:
-        CheckFailedError: A byte differs; the message says where, and how many do.
+        CheckFailedError: A byte is wrong; the message says where, and how many are.
     """
     names = list(runs)
     pairs = [(a, b) for number, a in enumerate(names) for b in names[number + 1 :]]
     found = {}
     for left, right in sorted(pairs, key=lambda pair: BOARD in pair):
-        result = compare_bytes(runs[left], runs[right])
+        allowed = EXACT if {left, right} == {BOARD, CompiledRunner.name} else tolerance
+        forgiven = _forgive(runs[left], runs[right], allowed)
+        result = compare_bytes(forgiven, runs[right])
         if not result.equal:
             raise CheckFailedError(
                 f"{left} and {right} differ in {result.mismatched_bytes} of "
@@ -198,8 +214,25 @@ def compare_all(runs: Mapping[str, Tensors], where: str) -> tuple[Comparison, ..
                 allowed=result.first.want if result.first else "",
                 hint="edgekiln verify names the node" if result.first else "",
             )
-        found[left, right] = Comparison(left, right, result.samples, result.total_bytes, 0)
+        found[left, right] = Comparison(
+            left,
+            right,
+            samples=result.samples,
+            bytes=result.total_bytes,
+            mismatched_bytes=0,
+            tolerated_bytes=compare_bytes(runs[left], forgiven).mismatched_bytes,
+        )
     return tuple(found[pair] for pair in pairs)
+
+
+def _forgive(got: Tensors, want: Tensors, tolerance: Tolerance) -> Tensors:
+    """Returns ``got`` with every real number that is near enough to the wanted one replaced."""
+    return tuple(
+        np.where(np.stack([differs(*rows, tolerance) for rows in zip(a, b, strict=True)]), a, b)
+        if a.dtype == b.dtype == np.float32 and a.shape == b.shape and a.size
+        else a
+        for a, b in zip(got, want, strict=True)
+    )
 
 
 def compare_nodes(model: bytes, host_bundle: Path, inputs: ModelInputs) -> int:
@@ -322,10 +355,14 @@ def installed_versions() -> dict[str, str]:
 
 def _other_engines(subject: Subject) -> list[Runner]:
     """Returns the engines that users have on a PC, those of them that can run the model."""
-    makers: list[Callable[[], Runner]] = [
-        lambda: LiteRTRunner(subject.tflite),
-        lambda: LiteRTRunner(subject.tflite, reference=False),
-    ]
+    makers: list[Callable[[], Runner]] = []
+    if litert_is_safe(run_passes(read_tflite(subject.tflite, subject.name))):
+        makers += [
+            lambda: LiteRTRunner(subject.tflite),
+            lambda: LiteRTRunner(subject.tflite, reference=False),
+        ]
+    else:
+        say("left out: LiteRT writes beyond the state of an SVDF that is not int16")
     if subject.onnx_int8 is not None:
         onnx_int8 = subject.onnx_int8
         makers.append(lambda: OnnxRunner(onnx_int8, label="int8"))
@@ -336,6 +373,17 @@ def _other_engines(subject: Subject) -> list[Runner]:
         except (ToolMissingError, BadModelError) as error:
             say(f"left out: {error}")
     return engines
+
+
+def litert_is_safe(graph: Graph) -> bool:
+    """Tells whether LiteRT can run a model without damage to this process.
+
+    Its quantized SVDF takes the state to be int16, and writes beyond one that is int8.
+    """
+    return not any(
+        op.name == "SVDF" and any(graph.tensor(t).dtype is DType.INT8 for t in op.states(graph))
+        for op in graph.ops
+    )
 
 
 def _run_on_host(engine: Runner, inputs: ModelInputs, device: Tensors) -> HostRun:

@@ -260,6 +260,14 @@ class Device:
         """As `run`; also returns how long the inference took in µs, by the board's clock."""
         return self._retry("an inference", lambda: self._run(data))
 
+    def end_stream(self) -> None:
+        """Makes each load of a model that remembers start anew, whatever was before.
+
+        Raises:
+            BoardError: The model remembers nothing, or the board does not answer properly.
+        """
+        self._retry("stream", lambda: self._set_stream(on=False))
+
     def run_stream(
         self, rows: Sequence[bytes], on_step: Callable[[int], None] = lambda _count: None
     ) -> list[tuple[bytes, int]]:
@@ -281,12 +289,12 @@ class Device:
         """
 
         def attempt() -> list[tuple[bytes, int]]:
-            self._set_stream(True)
+            self._set_stream(on=True)
             answers = []
             for row in rows:
                 answers.append(self._run(row))
                 on_step(len(answers))
-            self._set_stream(False)
+            self._set_stream(on=False)
             return answers
 
         return self._retry("a stream", attempt)
@@ -301,7 +309,7 @@ class Device:
             raise _LineError("the input arrived damaged")
         return output, timing.elapsed_us
 
-    def _set_stream(self, on: bool) -> None:
+    def _set_stream(self, *, on: bool) -> None:
         if _match(_STREAM, self._command(f"stream {int(on)}")) != str(int(on)):
             raise _LineError("stream was answered with something else")
 

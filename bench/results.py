@@ -117,8 +117,8 @@ class Accuracy:
         int8_host: The int8 model on this machine, by the engine `int8_host_runtime`.
         int8_device: The image on the board.
         samples: Number of inferences on the board that all of this rests on.
-        device_equals_host_bytes: Whether every output byte of the board equals the generated
-            C's on this machine.
+        device_equals_host_bytes: Whether every output of the board equals the generated C's on
+            this machine, real numbers included.
         int8_host_runtime: The name of the engine behind `int8_host`.
     """
 
@@ -150,7 +150,9 @@ class Comparison:
         right: The engine it is held against.
         samples: Number of inferences.
         bytes: Number of output bytes.
-        mismatched_bytes: How many of them differ.
+        mismatched_bytes: How many of them are wrong: they differ, and belong to an integer or to
+            a real number that lies further off than the operators' tolerance allows.
+        tolerated_bytes: How many more differ, in real numbers that lie within the tolerance.
     """
 
     left: str
@@ -158,6 +160,12 @@ class Comparison:
     samples: int
     bytes: int
     mismatched_bytes: int
+    tolerated_bytes: int = 0
+
+    @property
+    def equal_bytes(self) -> int:
+        """How many bytes are the same."""
+        return self.bytes - self.mismatched_bytes - self.tolerated_bytes
 
 
 @dataclass(frozen=True)
@@ -330,10 +338,15 @@ class Results(BenchResult):
 
     @property
     def all_equal(self) -> bool:
-        """True when something was compared and no byte differs."""
+        """True when something was compared and no byte is wrong."""
         return bool(self.comparisons) and all(
             c.bytes > 0 and c.mismatched_bytes == 0 for c in self.comparisons
         )
+
+    @property
+    def is_exact(self) -> bool:
+        """True when, beyond that, no byte differs within a tolerance."""
+        return self.all_equal and all(c.tolerated_bytes == 0 for c in self.comparisons)
 
 
 def to_json(value: object) -> Any:

@@ -72,13 +72,14 @@ _WHAT_FILES_ARE = {
     "model.keras": "Keras model, float",
     "pruned.keras": "Keras model, pruned",
     "float.tflite": "TensorFlow Lite, float",
+    "int8.tflite": "TensorFlow Lite, int8",
     "_float.onnx": "ONNX, float",
     "_int8.onnx": "ONNX, int8",
     "_tflite.h": "C array for TensorFlow Lite Micro, header",
     "_tflite.c": "C array for TensorFlow Lite Micro",
     "_weights.c": "generated C, weights and tables",
     "_golden.c": "generated C, golden pair",
-    ".tflite": "TensorFlow Lite, int8",
+    ".tflite": "TensorFlow Lite",
     "image.elf": "image with symbols",
     "image.bin": "image as flashed",
     "image.hex": "image, Intel HEX",
@@ -645,7 +646,9 @@ def show_results(results: Results) -> None:
     ]
     rows = [(name, percent(value)) for name, value in shares if value is not None]
     for pair in results.comparisons:
-        equal = f"{grouped(pair.bytes - pair.mismatched_bytes)} of {grouped(pair.bytes)}"
+        equal = f"{grouped(pair.equal_bytes)} of {grouped(pair.bytes)}"
+        if pair.tolerated_bytes:
+            equal += ", the others within the tolerance"
         rows.append((f"bytes equal, {pair.left} and {pair.right}", equal))
     rows.append(("flash", f"{grouped(results.flash_bytes)} bytes"))
     rows.append(("flash, of it code", f"{grouped(results.flash_code_bytes)} bytes"))
