@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln.bench.runners import CompiledRunner, LiteRTRunner, Tensors, TflmRunner
-from edgekiln.errors import UnsupportedOpError
+from edgekiln.errors import BadInputError, BadModelError
 from edgekiln.export.interpret import run_all_nodes
 from edgekiln.export.ir import Graph
 from edgekiln.export.ops.base import Op, Tolerance
@@ -73,16 +73,27 @@ def load_oracle(model: bytes, *, preserve_nodes: bool = False) -> tuple[Oracle, 
         preserve_nodes: Keep every tensor.
 
     Returns:
-        TensorFlow Lite Micro; LiteRT's reference kernels where the former lacks an operator.
+        TensorFlow Lite Micro; LiteRT's reference kernels where the former lacks an operator
+        or a variant of one.
 
     Raises:
         ToolMissingError: The oracle is not installed.
-        BadModelError: The oracle refuses the model.
+        BadModelError: Neither engine runs the model.
     """
     try:
-        return TflmRunner(model, preserve_nodes=preserve_nodes), TFLM
-    except UnsupportedOpError:
-        return LiteRTRunner(model, preserve_nodes=preserve_nodes), LITERT
+        runner = TflmRunner(model, preserve_nodes=preserve_nodes)
+        runner.run(_zeros(runner))
+    except BadInputError as reason:
+        try:
+            return LiteRTRunner(model, preserve_nodes=preserve_nodes), LITERT
+        except BadInputError as other:
+            raise BadModelError(f"no oracle runs this model: {reason}; {other}") from None
+    return runner, TFLM
+
+
+def _zeros(runner: TflmRunner) -> Tensors:
+    """Returns one inference's inputs: some kernels refuse a type only when they run."""
+    return tuple(np.zeros((1, *spec.batch_shape), spec.dtype) for spec in runner.inputs)
 
 
 def differs(

@@ -145,7 +145,7 @@ class TflmRunner:
         """
         rows = check_inputs(inputs, self.inputs)
         self._set_inputs(tuple(array[0] for array in rows))
-        self._interpreter.invoke()
+        self._run_interpreter()
         found = {
             index: np.array(self._interpreter.GetTensor(index, 0)["tensor_data"])
             for index in tensor_indices
@@ -163,9 +163,18 @@ class TflmRunner:
         for index, (array, spec) in enumerate(zip(inputs, self.inputs, strict=True)):
             self._interpreter.set_input(array.reshape(spec.shape), index)
 
+    def _run_interpreter(self) -> None:
+        with _native_stderr() as said:
+            try:
+                self._interpreter.invoke()
+            except RuntimeError as error:
+                raise BadModelError(
+                    f"TensorFlow Lite Micro, the oracle, cannot run the model: {error} {said()}"
+                ) from None
+
     def _invoke(self, inputs: Tensors) -> Tensors:
         self._set_inputs(inputs)
-        self._interpreter.invoke()
+        self._run_interpreter()
         outputs = tuple(
             np.array(self._interpreter.get_output(index)) for index in range(len(self.outputs))
         )

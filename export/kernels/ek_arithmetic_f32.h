@@ -27,7 +27,7 @@ static EK_INLINE float ek_clamp_f32(float value, float low, float high)
     return raised > high ? high : raised;
 }
 
-static EK_INLINE float ek_square_f32(float value)
+static EK_INLINE float ek_square_of_f32(float value)
 {
     return value * value;
 }
@@ -49,7 +49,7 @@ EK_DEFINE_PAIR_F32(add, ek_clamped_pair_f32_params, ek_clamp_f32(a + b, p->low, 
 EK_DEFINE_PAIR_F32(sub, ek_clamped_pair_f32_params, ek_clamp_f32(a - b, p->low, p->high))
 EK_DEFINE_PAIR_F32(mul, ek_clamped_pair_f32_params, ek_clamp_f32(a * b, p->low, p->high))
 EK_DEFINE_PAIR_F32(div, ek_clamped_pair_f32_params, ek_clamp_f32(a / b, p->low, p->high))
-EK_DEFINE_PAIR_F32(squared_difference, ek_pair_f32_params, ek_square_f32(a - b))
+EK_DEFINE_PAIR_F32(squared_difference, ek_pair_f32_params, ek_square_of_f32(a - b))
 EK_DEFINE_PAIR_F32(maximum, ek_pair_f32_params, a > b ? a : b)
 EK_DEFINE_PAIR_F32(minimum, ek_pair_f32_params, a < b ? a : b)
 
