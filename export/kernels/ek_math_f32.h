@@ -1,4 +1,4 @@
-/* exp, log, tanh and their like for float32, without a library of mathematical functions.
+/* exp, log, tanh, square roots and roundings of float32, without a library of functions.
  *
  * Additions, multiplications and divisions of float32 alone: all targets give the same bits.
  * The error is at most 4 units in the last place.
@@ -62,9 +62,8 @@ static EK_INLINE float ek_round_of_f32(float x)
         return x;
     }
     {
-        const volatile float shifted = size + 8388608.0f;
-        const float rounded = shifted - 8388608.0f;
-        return x < 0.0f ? -rounded : rounded;
+        const float rounded = (size + 8388608.0f) - 8388608.0f;
+        return x < 0.0f ? -rounded : (x == 0.0f ? x : rounded);
     }
 }
 

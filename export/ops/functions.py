@@ -26,7 +26,7 @@ from edgekiln.export.ops.elementwise import (
     table_kernel,
     table_through_f32,
 )
-from edgekiln.export.ops.real_functions import exp_f32, expm1_f32, log_f32
+from edgekiln.export.ops.real_functions import cos_f32, exp_f32, expm1_f32, log_f32, sin_f32
 from edgekiln.export.ops.types import bounds, first_input_is
 
 _INT8_AND_REAL = (DType.INT8, DType.FLOAT32)
@@ -110,7 +110,7 @@ class Sin(Real):
 
     def apply_real(self, graph: Graph, values: Array) -> Array:
         """Computes float32 results."""
-        return np.sin(values.astype(np.float64)).astype(np.float32)
+        return sin_f32(values)
 
 
 class Cos(Real):
@@ -120,7 +120,7 @@ class Cos(Real):
 
     def apply_real(self, graph: Graph, values: Array) -> Array:
         """Computes float32 results."""
-        return np.cos(values.astype(np.float64)).astype(np.float32)
+        return cos_f32(values)
 
 
 class Floor(Real):

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from edgekiln.export.fixed_point import (
+    INT32_MAX,
     INT32_MIN,
     Int64Array,
     Multiplier,
@@ -116,9 +117,9 @@ def log_q12(x: Int64Array) -> Int64Array:
     z_b = doubling_high_mul(x, _SQRT_HALF)
     headroom = 31 - np.frexp(z_b.astype(np.float64))[1].astype(np.int64)
     r_b = x << headroom
-    r_b = np.where(r_b > 2**31 - 1, 2**31 - 1, r_b)
+    r_b = np.minimum(r_b, INT32_MAX)
     power_b = ((_SUM_INTEGER_BITS - headroom) << 25) - _QUARTER_Q6
-    r = np.minimum(np.minimum(r_a, 2**31 - 1), r_b)
+    r = np.minimum(np.minimum(r_a, INT32_MAX), r_b)
     power = np.maximum(power_a, power_b)
 
     total = r + _ROOT_4_HALF
@@ -133,7 +134,7 @@ def log_q12(x: Int64Array) -> Int64Array:
         rounding_divide_by_pot(numerator, 6), one_over_one_plus(denominator)
     )
     result = doubling_high_mul(power, _LOG_2) + quotient
-    return np.clip(result * 2, INT32_MIN, 2**31 - 1)
+    return np.asarray(np.clip(result * 2, INT32_MIN, INT32_MAX), np.int64)
 
 
 def _rows(op: LogSoftmax, graph: Graph) -> dict[str, int | float]:

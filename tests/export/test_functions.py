@@ -115,7 +115,9 @@ def test_relu_n1_to_1_of_real_numbers() -> None:
     check_everywhere(one_op("RELU_N1_TO_1", x, x), litert=True)
 
 
-@pytest.mark.parametrize("name", ["RELU", "TANH", "LOGISTIC", "EXP", "LOG", "ELU", "SQRT", "FLOOR"])
+@pytest.mark.parametrize(
+    "name", ["RELU", "TANH", "LOGISTIC", "EXP", "LOG", "ELU", "SQRT", "FLOOR", "COS"]
+)
 def test_numbers_at_the_ends(name: str) -> None:
     x = BuiltTensor((1, 8), "FLOAT32")
     ends = np.array([[0, np.inf, 1e-42, 3e38, 1e-30, 90, 8388609, 2.0**31]], np.float32)
@@ -130,6 +132,8 @@ def test_error_of_the_real_functions() -> None:
         real_functions.expm1_f32: (np.expm1, generator.uniform(-10, 3, 100_000)),
         real_functions.log_f32: (np.log, np.exp(generator.uniform(-80, 80, 100_000))),
         real_functions.tanh_f32: (np.tanh, generator.uniform(-10, 10, 100_000)),
+        real_functions.sin_f32: (np.sin, 10.0 ** generator.uniform(-3, 38, 100_000)),
+        real_functions.cos_f32: (np.cos, 10.0 ** generator.uniform(-3, 38, 100_000)),
     }
     for function, (true, values) in cases.items():
         x = values.astype(np.float32)
