@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tflite_builder import BuiltOp, BuiltTensor, build_model
 
 from edgekiln.bench.device import run_on_board
+from edgekiln.bench.runners import CompiledRunner, TflmRunner, tflm_available
 from edgekiln.errors import BadInputError, BoardError
 from edgekiln.export.compiler import compile_model, write_bundle
 from edgekiln.export.interpret import run_graph
@@ -109,6 +111,82 @@ def test_a_stack_that_overflowed_is_not_overlooked(build: Build) -> None:
     image = dataclasses.replace(build("mps2-an386"), stack_reserve_bytes=64)
     with pytest.raises(BoardError, match=r"the stack overflowed; got all of its 64 bytes in use"):
         run_on_board(image, load_board("mps2-an386"), noise(image, 1), progress=False)
+
+
+def svdf() -> bytes:
+    """A model that remembers its last four inputs."""
+    generator = np.random.default_rng(4)
+    filters, time = (generator.integers(-127, 128, (4, n)).astype(np.int8) for n in (3, 4))
+    tensors = [
+        BuiltTensor((1, 3), "INT8", (0.1,), (3,)),
+        BuiltTensor((4, 3), "INT8", (0.02,), (0,), 0, filters),
+        BuiltTensor((4, 4), "INT16", (0.01,), (0,), 0, time.astype(np.int16)),
+        BuiltTensor((2,), "INT32", (0.00004,), (0,), 0, np.array([30, -70], np.int32)),
+        BuiltTensor((1, 16), "INT16", (0.004,), (0,), is_variable=True),
+        BuiltTensor((1, 2), "INT8", (0.05,), (-5,)),
+    ]
+    op = BuiltOp("SVDF", [0, 1, 2, 3, 4], [5], "SVDFOptions", {"Rank": 2})
+    return build_model(tensors, [op], [0], [5])
+
+
+@pytest.mark.emulator
+@pytest.mark.skipif(not tflm_available(), reason="the oracle is not installed")
+def test_a_stream_equals_the_oracles(tmp_path: Path) -> None:
+    model, board = svdf(), load_board("mps2-an386")
+    write_bundle(compile_model(model, name="svdf", target=board.target), tmp_path / "c")
+    write_bundle(compile_model(model, name="svdf", target="host"), tmp_path / "host")
+    image = build_image(tmp_path / "c", board, tmp_path)
+    assert image.state_bytes == 32
+    rows = np.tile(np.random.default_rng(5).integers(-128, 128, (1, 3)).astype(np.int8), (7, 1))
+    found = {}
+    for stream in (True, False):
+        run = run_on_board(image, board, rows, progress=False, stream=stream)
+        found[stream] = run.outputs[0]
+        for engine in (TflmRunner(model, keep_state=stream), None):
+            runner = engine or CompiledRunner(tmp_path / "host", keep_state=stream)
+            np.testing.assert_array_equal(run.outputs[0], runner.run((rows,))[0])
+        assert run.counts is not None and len(run.counts) == 7
+        assert run.ram_bytes == image.ram_bytes(run.stack_bytes or 0)
+    assert (found[False] == found[False][0]).all()
+    assert (found[True] != found[False]).any()
+
+
+def to_int16(source: str) -> tuple[bytes, NDArray[np.generic]]:
+    """A model that adds an int16 to what it makes of its other input, and that input."""
+    generator = np.random.default_rng(6)
+    scaled = {"FLOAT32": (), "INT32": (0.001,), "UINT8": (0.1,)}[source]
+    zero = {"FLOAT32": (), "INT32": (0,), "UINT8": (100,)}[source]
+    between = ("INT8", (0.1,), (-28,)) if source == "UINT8" else ("INT16", (0.001,), (0,))
+    tensors = [
+        BuiltTensor((1, 6), source, scaled, zero),
+        BuiltTensor((1, 6), *between),
+        BuiltTensor((1, 5), "INT16", (0.002,), (0,)),
+        BuiltTensor((1, 5), "FLOAT32"),
+    ]
+    ops = [
+        BuiltOp("QUANTIZE", [0], [1], "QuantizeOptions", {}),
+        BuiltOp("DEQUANTIZE", [2], [3], "DequantizeOptions", {}),
+    ]
+    values: NDArray[np.generic] = generator.normal(size=(3, 6)).astype(np.float32)
+    if source != "FLOAT32":
+        values = generator.integers(0, 256, (3, 6)).astype(source.lower())
+    return build_model(tensors, ops, [0, 2], [1, 3]), values
+
+
+@pytest.mark.parametrize("source", ["FLOAT32", "INT32", "UINT8"])
+def test_inputs_and_outputs_of_all_types(source: str, tmp_path: Path) -> None:
+    model, values = to_int16(source)
+    codes = np.random.default_rng(7).integers(-32768, 32768, (3, 5)).astype(np.int16)
+    write_bundle(compile_model(model, name="m", target="host"), tmp_path / "c")
+    image = build_image(tmp_path / "c", load_board("host"), tmp_path)
+    run = run_on_board(image, load_board("host"), (values, codes), progress=False)
+    wanted = CompiledRunner(tmp_path / "c").run((values, codes))
+    kinds = [np.int8 if source == "UINT8" else np.int16, np.float32]
+    assert [output.dtype for output in run.outputs] == kinds
+    for got, want in zip(run.outputs, wanted, strict=True):
+        np.testing.assert_array_equal(got, want)
+    with pytest.raises(BadInputError, match="have to be int16; got int8"):
+        run_on_board(image, load_board("host"), (values, codes.astype(np.int8)))
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tflite_builder import BuiltOp, BuiltTensor, build_model
 
 from edgekiln.bench.inputs import ModelInputs, read_inputs_file, write_inputs
-from edgekiln.bench.measure import compare_all, installed_versions, read_memory_plan
+from edgekiln.bench.measure import (
+    compare_all,
+    installed_versions,
+    litert_is_safe,
+    read_memory_plan,
+)
 from edgekiln.bench.tensors import Tensors
 from edgekiln.errors import BadInputError, CheckFailedError
 from edgekiln.export.compiler import compile_model
+from edgekiln.export.ops.base import Tolerance
+from edgekiln.export.passes import run_passes
+from edgekiln.export.tflite_reader import read_tflite
 
 
 def run_of(*values: int) -> Tensors:
@@ -47,6 +56,47 @@ class TestCompareAll:
         nothing = (np.zeros((0, 3), np.int8),)
         with pytest.raises(CheckFailedError, match="nothing to compare"):
             compare_all({"board": nothing, "c": nothing}, "m")
+
+
+def test_real_numbers_may_lie_within_the_tolerance_of_the_reference() -> None:
+    c = (np.array([[1.0, 2.0], [3.0, np.nan]], np.float32),)
+    near = (c[0] + np.float32(2**-20),)
+    runs = {"board": c, "generated C on host": c, "oracle": near}
+    found = compare_all(runs, "m", Tolerance(1e-5, 0.0))
+    assert [(f.bytes, f.mismatched_bytes) for f in found] == [(16, 0)] * 3
+    assert [f.tolerated_bytes > 0 for f in found] == [False, True, True]
+    assert found[1].equal_bytes == 16 - found[1].tolerated_bytes
+    with pytest.raises(CheckFailedError, match="generated C on host and oracle differ"):
+        compare_all(runs, "m", Tolerance(1e-8, 0.0))
+
+
+def test_the_board_computes_the_same_real_numbers_as_the_host() -> None:
+    c = (np.array([[1.0, 2.0]], np.float32),)
+    near = (c[0] + np.float32(2**-20),)
+    runs = {"board": near, "generated C on host": c, "oracle": c}
+    with pytest.raises(CheckFailedError, match="board and generated C on host differ"):
+        compare_all(runs, "m", Tolerance(1e-5, 0.0))
+
+
+def test_integers_are_never_near_enough() -> None:
+    runs = {"c": run_of(1, 2), "oracle": run_of(1, 3)}
+    with pytest.raises(CheckFailedError, match="c and oracle differ"):
+        compare_all(runs, "m", Tolerance(1.0, 10.0))
+
+
+@pytest.mark.parametrize("state", ["INT8", "INT16"])
+def test_litert_is_kept_from_a_state_that_it_writes_beyond(state: str) -> None:
+    tensors = [
+        BuiltTensor((1, 3), "INT8", (0.1,), (0,)),
+        BuiltTensor((2, 3), "INT8", (0.1,), (0,), 0, np.ones((2, 3), np.int8)),
+        BuiltTensor((2, 4), state, (0.1,), (0,), 0, np.ones((2, 4), state.lower())),
+        BuiltTensor((2,), "INT32", (0.01,), (0,), 0, np.ones(2, np.int32)),
+        BuiltTensor((1, 8), state, (0.1,), (0,), is_variable=True),
+        BuiltTensor((1, 2), "INT8", (0.1,), (0,)),
+    ]
+    op = BuiltOp("SVDF", [0, 1, 2, 3, 4], [5], "SVDFOptions", {"Rank": 1})
+    graph = run_passes(read_tflite(build_model(tensors, [op], [0], [5]), "m"))
+    assert litert_is_safe(graph) == (state == "INT16")
 
 
 def test_memory_plan_of_a_real_model(root: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -67,7 +67,8 @@ def write_toy(tmp_path: Path, write_toy_into: Callable[..., Path]) -> Callable[.
 def write_toy_into() -> Callable[..., Path]:
     """Returns a function that writes a bundle by hand, for what no model does by itself.
 
-    The toy has an input of 4 bytes at the arena's start and an output of 2 bytes at 8.
+    The toy has an input of 4 bytes at the arena's start and an output of 2 bytes at 8, or such
+    outputs as ``outputs`` describes. A state of ``state_bytes`` is an array of bytes.
     """
 
     def write(
@@ -79,6 +80,8 @@ def write_toy_into() -> Callable[..., Path]:
         constants_bytes: int = 0,
         io: str = "arena",
         dtype: str = "int8",
+        outputs: Sequence[Mapping[str, object]] = (),
+        state_bytes: int = 0,
     ) -> Path:
         directory = parent / "toy"
         directory.mkdir(exist_ok=True)
@@ -92,7 +95,11 @@ def write_toy_into() -> Callable[..., Path]:
             "macs": 0,
             "peak_node": {"index": 0, "op": "CONV_2D"},
             "inputs": [{**tensor, "name": "x", "shape": [1, 4], "offset": 0, "bytes": 4}],
-            "outputs": [{**tensor, "name": "y", "shape": [1, 2], "offset": 8, "bytes": 2}],
+            "state_bytes": state_bytes,
+            "outputs": [
+                {"name": "y", **output}
+                for output in outputs or [{**tensor, "shape": [1, 2], "offset": 8, "bytes": 2}]
+            ],
             "nodes": [
                 {
                     "index": index,
@@ -105,10 +112,15 @@ def write_toy_into() -> Callable[..., Path]:
             ],
             "files": {"toy.c": "", "toy_weights.c": "", "toy_golden.c": "", "toy.h": ""},
         }
+        state = (
+            f"typedef struct {{ uint8_t bytes[{state_bytes}]; }} toy_state;\n"
+            "void toy_reset(toy_state *state);\n"
+            "void toy_invoke(int8_t *arena, toy_state *state);\n"
+        )
         header = (
             "#include <stdint.h>\n"
             f"#define TOY_ARENA_BYTES {arena_bytes}\n"
-            "void toy_invoke(int8_t *arena);\n"
+            f"{state if state_bytes else 'void toy_invoke(int8_t *arena);'}\n"
             "extern const int8_t toy_golden_input[4];\n"
             "extern const int8_t toy_golden_output[2];\n"
             "#ifndef EK_AFTER_NODE\n#define EK_AFTER_NODE(index, data, bytes) ((void)0)\n#endif\n"

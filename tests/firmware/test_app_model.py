@@ -19,6 +19,17 @@ def printed(how: DecimalScale, steps: int) -> Fraction:
     return Fraction(product >> how.shift, 10**how.decimals)
 
 
+@given(scale=st.floats(1e-12, 6e4), steps=st.integers(0, 65535))
+def test_codes_of_16_bits_fit_the_printer_too(scale: float, steps: int) -> None:
+    how = decimal_scale(scale, 65535)
+    exact = Fraction(scale) * steps
+    unit = Fraction(1, 10**how.decimals)
+    value = (steps * how.multiplier + (1 << how.shift >> 1)) >> how.shift
+    assert value < 2**32
+    error = abs(Fraction(value, 10**how.decimals) - exact)
+    assert error <= unit / 2 + exact / 2**21 + unit * Fraction(65535, 2**31)
+
+
 @given(scale=st.floats(1e-12, 8e6), steps=st.integers(0, 255))
 def test_printed_values_are_right_to_the_last_decimal_that_23_bits_give(
     scale: float, steps: int
