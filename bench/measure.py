@@ -96,7 +96,7 @@ class Subject:
 
     Attributes:
         name: Its name.
-        tflite: The int8 .tflite file's bytes.
+        tflite: The .tflite file's bytes.
         onnx_int8: The int8 .onnx file, or None.
         compile_report: What the compiler said of what is in the image.
         host_bundle: The same model compiled for this machine.
