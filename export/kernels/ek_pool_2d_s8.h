@@ -2,8 +2,10 @@
  *
  * input    int8 [batches, input_height, input_width, channels]
  * output   int8 [batches, output_height, output_width, channels], same scale and zero point
- * Only taps inside of the input count. The average is rounded to the nearest, halves away
- * from zero, on the codes themselves.
+ * shift    added to the codes before they are averaged: 0, or 128 where halves are to be
+ *          rounded up, as on the uint8 codes that a model had
+ * Only taps inside of the input count. The average of the shifted codes is rounded to the
+ * nearest, halves away from zero.
  * Order: outputs in memory order; each is written after its whole window was read.
  */
 #ifndef EK_POOL_2D_S8_H
@@ -26,6 +28,7 @@ typedef struct {
     int32_t pad_left;
     int32_t activation_min;
     int32_t activation_max;
+    int32_t shift;
 } ek_average_pool_2d_s8_params;
 
 typedef ek_average_pool_2d_s8_params ek_max_pool_2d_s8_params;
@@ -44,14 +47,15 @@ static EK_INLINE void ek_average_pool_2d_s8(const ek_average_pool_2d_s8_params *
                 const int32_t last_x = ek_min_s32(in_x + p->filter_width, p->input_width);
                 const int32_t count = (last_y - first_y) * (last_x - first_x);
                 for (int32_t channel = 0; channel < p->channels; ++channel) {
-                    int32_t sum = 0;
+                    int32_t sum = p->shift * count;
                     for (int32_t y = first_y; y < last_y; ++y) {
                         for (int32_t x = first_x; x < last_x; ++x) {
                             sum += input[(y * p->input_width + x) * p->channels + channel];
                         }
                     }
                     sum = sum > 0 ? (sum + count / 2) / count : (sum - count / 2) / count;
-                    *output++ = ek_clamp_s8(sum, p->activation_min, p->activation_max);
+                    *output++ =
+                        ek_clamp_s8(sum - p->shift, p->activation_min, p->activation_max);
                 }
             }
         }

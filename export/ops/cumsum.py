@@ -15,7 +15,15 @@ from edgekiln.export.fixed_point import (
     wrap_int32,
 )
 from edgekiln.export.ir import DType, Graph
-from edgekiln.export.ops.base import Array, Kernel, KernelCall, Op, Overlaps, as_int64, overlap_in_place
+from edgekiln.export.ops.base import (
+    Array,
+    Kernel,
+    KernelCall,
+    Op,
+    Overlaps,
+    as_int64,
+    overlap_in_place,
+)
 from edgekiln.export.ops.movement import constant_integers, positive_axis
 from edgekiln.export.ops.types import SUFFIX, first_input_is
 

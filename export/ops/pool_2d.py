@@ -46,6 +46,11 @@ class Pool2D(Op):
     variants: ClassVar[str] = "int8, int16, float32; filter, stride, padding; same scale in and out"
     kernel: ClassVar[str]
 
+    @property
+    def shift(self) -> int:
+        """What the kernel adds to int8 codes before it works on them."""
+        return 0
+
     @classmethod
     def read(cls, reader: OperatorReader) -> Self:
         """Builds the operator from the model file."""
@@ -103,8 +108,23 @@ class Pool2D(Op):
         return (np.clip(values, low, high).astype(y.dtype.value),)
 
 
+@dataclass(frozen=True)
 class AveragePool2D(Pool2D):
-    """The average of the inputs under each window, rounded half away from zero."""
+    """The average of the inputs under each window, rounded half away from zero.
+
+    Attributes:
+        halves_up: Halves are rounded up instead, as on the uint8 codes that a model had.
+    """
+
+    halves_up: bool = False
+
+    @property
+    def shift(self) -> int:
+        """What the kernel adds to int8 codes before it averages them.
+
+        Codes that are not negative are rounded halves up, in C as everywhere.
+        """
+        return 128 if self.halves_up else 0
 
     name: ClassVar[str] = "AVERAGE_POOL_2D"
     kernel: ClassVar[str] = "ek_average_pool_2d"
@@ -116,6 +136,8 @@ class AveragePool2D(Pool2D):
         if x.dtype == np.float32:
             return self._clamp(graph, self._sums_f32(graph, x) / counts.astype(np.float32))
         sums = self._windows_of(graph, as_int64(x), fill=0).sum(axis=(3, 4))
+        if self.halves_up:
+            return self._clamp(graph, (sums + counts // 2) // counts)
         rounded = (np.abs(sums) + counts // 2) // counts
         return self._clamp(graph, np.where(sums > 0, rounded, -rounded))
 
@@ -161,6 +183,8 @@ def _lower(op: Pool2D, graph: Graph) -> tuple[KernelCall, ...]:
     else:
         low, high = activation_range(op.activation, y.q, y.dtype)
         scalars |= {"activation_min": low, "activation_max": high}
+    if y.dtype is DType.INT8:
+        scalars["shift"] = op.shift
     suffix = SUFFIX[x.dtype]
     return (
         KernelCall(
@@ -170,7 +194,7 @@ def _lower(op: Pool2D, graph: Graph) -> tuple[KernelCall, ...]:
             {},
             (x.index,),
             y.index,
-            specialise=("batches",),
+            specialise=("batches", "shift") if "shift" in scalars else ("batches",),
         ),
     )
 

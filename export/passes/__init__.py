@@ -7,6 +7,7 @@ from edgekiln.export.passes.fold_constants import fold_constants
 from edgekiln.export.passes.fold_padding import fold_padding
 from edgekiln.export.passes.merge_reshapes import merge_reshapes
 from edgekiln.export.passes.remove_dead_ops import remove_dead_ops
+from edgekiln.export.passes.rewrite_uint8 import rewrite_uint8
 from edgekiln.export.passes.simplify_moves import simplify_moves
 from edgekiln.export.verifier import verify_graph, verify_wiring
 
@@ -20,7 +21,7 @@ def run_passes(graph: Graph) -> Graph:
     what has still to be computed from constants.
     """
     verify_wiring(graph)
-    graph = fold_constants(graph)
+    graph = fold_constants(rewrite_uint8(graph))
     verify_graph(graph)
     for apply in PASSES:
         graph = apply(graph)
