@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -28,7 +29,7 @@ from edgekiln.export.ops.convolution import (
     scalars_s16,
 )
 from edgekiln.export.ops.types import SUFFIX
-from edgekiln.export.ops.windows import Padding, Window
+from edgekiln.export.ops.windows import Padding, Window, check_reach
 
 if TYPE_CHECKING:
     from edgekiln.export.tflite_reader import OperatorReader
@@ -115,6 +116,7 @@ class TransposeConv(Op):
                 self.reject(graph, "stride", stride, "1 or more")
             if self.padding is Padding.VALID and size < taps:
                 self.reject(graph, f"shape of '{y.name}'", y.shape, f"at least {taps} high or wide")
+        check_reach(self, graph, x.shape[0] * channels * math.prod(self._reach(graph)))
         check_clamp(self, graph, self.activation)
         check_bias(self, graph, channels, {DType.INT16: (DType.INT64, DType.INT16)})
         if x.dtype is not DType.FLOAT32:
@@ -139,18 +141,29 @@ class TransposeConv(Op):
         batches, height, width, depth = x.shape
         _, filter_h, filter_w, _ = weights.shape
         top, left = self.pads(graph)
-        rows = top + y.shape[1] + filter_h + height * self.stride_h
-        columns = left + y.shape[2] + filter_w + width * self.stride_w
+        rows, columns = self._reach(graph)
         sums = np.zeros((batches, rows, columns, y.shape[3]), x.dtype)
-        taps = np.moveaxis(weights, 0, 2)  # [h, w, O, C]
-        for in_y in range(height):
-            for in_x in range(width):
-                at_y, at_x = in_y * self.stride_h, in_x * self.stride_w
-                window = sums[:, at_y : at_y + filter_h, at_x : at_x + filter_w]
+        # An output meets pixels in memory order when the filter is gone through backwards.
+        for tap_y in reversed(range(filter_h)):
+            for tap_x in reversed(range(filter_w)):
+                target = sums[
+                    :,
+                    tap_y : tap_y + height * self.stride_h : self.stride_h,
+                    tap_x : tap_x + width * self.stride_w : self.stride_w,
+                ]
                 for channel in range(depth):
-                    value = x[:, in_y, in_x, channel]
-                    window += value[:, None, None, None] * taps[..., channel]
+                    target += x[..., channel, None] * weights[:, tap_y, tap_x, channel]
         return sums[:, top : top + y.shape[1], left : left + y.shape[2]]
+
+    def _reach(self, graph: Graph) -> tuple[int, int]:
+        """Returns the rows and columns that output and windows cover together."""
+        x, y = self.input(graph, 0), self.output(graph)
+        pads, windows = self.pads(graph), self.windows(graph)
+        rows, columns = (
+            max(pads[i] + y.shape[i + 1], x.shape[i + 1] * windows[i].stride + windows[i].size)
+            for i in range(2)
+        )
+        return rows, columns
 
     def macs(self, graph: Graph) -> int:
         """Counts every tap, those that fall outside of the output too."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 
 from edgekiln.export.ir import Graph, Tensor
 from edgekiln.export.ops.base import Op, Overlap, Overlaps
+
+MAX_REACHED_ELEMENTS = 1 << 26
+"""Elements of a tensor together with the border around it."""
 
 
 class Padding(enum.Enum):
@@ -65,6 +69,12 @@ class Window:
         total = (output_size - 1) * self.stride + self.extent - padded
         return self.border[0] + max(total, 0) // 2
 
+    def pads(self, input_size: int, output_size: int) -> tuple[int, int]:
+        """Returns how far windows reach over the input's beginning and its end."""
+        before = self.pad_before(input_size, output_size)
+        last = (output_size - 1) * self.stride - before + self.extent
+        return before, max(last - input_size, 0)
+
     def reads_padding(self, input_size: int, output_size: int) -> bool:
         """Tells whether any window reaches over the border."""
         before = self.pad_before(input_size, output_size)
@@ -95,11 +105,7 @@ def extract_windows(
         Values [N, out_h, out_w, window_h.size, window_w.size, C], a view where possible.
     """
     _, height, width, _ = x.shape
-    pads = []
-    for window, size, out in ((window_h, height, out_h), (window_w, width, out_w)):
-        before = window.pad_before(size, out)
-        after = max((out - 1) * window.stride - before + window.extent - size, 0)
-        pads.append((before, after))
+    pads = (window_h.pads(height, out_h), window_w.pads(width, out_w))
     padded = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
     n, h, w, c = padded.strides
     return np.lib.stride_tricks.as_strided(
@@ -136,6 +142,19 @@ def check_windows(op: Op, graph: Graph, windows: tuple[Window, Window], channels
     )
     if y.shape != expected:
         op.reject(graph, f"shape of '{y.name}'", y.shape, expected)
+    reached = tuple(
+        size + sum(window.pads(size, out))
+        for window, size, out in zip(windows, x.shape[1:3], y.shape[1:3], strict=True)
+    )
+    check_reach(op, graph, x.shape[0] * x.shape[3] * math.prod(reached))
+
+
+def check_reach(op: Op, graph: Graph, elements: int) -> None:
+    """Checks that windows stay near their tensor, and positions within 32 bits."""
+    if elements > MAX_REACHED_ELEMENTS:
+        op.unsupported(
+            graph, "windows reach over more elements", elements, f"at most {MAX_REACHED_ELEMENTS}"
+        )
 
 
 def window_overlap(
