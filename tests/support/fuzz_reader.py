@@ -22,6 +22,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
@@ -82,10 +83,25 @@ def memory_limit(file_bytes: int) -> int:
 
 
 def load_seeds(directories: Sequence[Path], largest_bytes: int) -> list[Seed]:
-    """Reads the models to damage, smallest first."""
-    paths = {p for directory in directories for p in directory.rglob("*.tflite")}
-    files = {p: p.read_bytes() for p in paths if p.stat().st_size <= largest_bytes}
-    return [make_seed(p.name, files[p]) for p in sorted(files, key=lambda p: (len(files[p]), p))]
+    """Reads the models to damage, smallest first.
+
+    Args:
+        directories: Where .tflite files are, and tar archives of them.
+        largest_bytes: Larger ones are left out.
+    """
+    files: dict[str, bytes] = {}
+    for directory in directories:
+        for path in directory.rglob("*.tflite"):
+            files[path.name] = path.read_bytes()
+        for path in directory.glob("*.tar.xz"):
+            with tarfile.open(path) as archive:
+                for entry in archive:
+                    stored = archive.extractfile(entry)
+                    if stored is not None:
+                        files[entry.name] = stored.read()
+    chosen = {name: data for name, data in files.items() if len(data) <= largest_bytes}
+    order = sorted(chosen, key=lambda name: (len(chosen[name]), name))
+    return [make_seed(name, chosen[name]) for name in order]
 
 
 def damaged_file(seeds: Sequence[Seed], case: int, run: int = 0) -> tuple[Seed, bytes]:
@@ -128,7 +144,7 @@ def _check_call(call: KernelCall) -> None:
         assert math.isfinite(value), f"{call.kernel}: {key} is {value}"
         if isinstance(value, int):
             assert -(2**31) <= value < 2**31, f"{call.kernel}: {key} is {value}"
-        if key.endswith("shift"):
+        if key.endswith("shift") and key.replace("shift", "multiplier") in call.scalars:
             assert -31 <= value <= 31, f"{call.kernel}: {key} is {value}"
     for key, array in call.arrays.items():
         if key.endswith("shift"):
