@@ -16,7 +16,7 @@ from edgekiln.export.ops.convolution import (
     Requantization,
     check_finite,
     check_wide_shifts,
-    per_tensor_requantization,
+    per_channel_requantization,
     requantize,
 )
 from edgekiln.export.ops.types import SUFFIX, bounds
@@ -89,7 +89,7 @@ class BatchMatmul(Op):
     def requantization(self, graph: Graph) -> Requantization:
         """Returns the multiplier of a quantized product."""
         x, w, y = self.input(graph, 0), self.input(graph, 1), self.output(graph)
-        return per_tensor_requantization(x, w, y, wide=x.dtype is DType.INT16)
+        return per_channel_requantization(x, w, y, wide=x.dtype is DType.INT16)
 
     def check(self, graph: Graph) -> None:
         """Raises an error which names this node unless the operator can be compiled."""

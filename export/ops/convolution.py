@@ -100,19 +100,15 @@ def requantization(multipliers: list[Multiplier], wide: bool = False) -> Requant
 def per_channel_requantization(
     x: Tensor, weights: Tensor, y: Tensor, wide: bool = False
 ) -> Requantization:
-    """Multipliers of a convolution (``PopulateConvolutionQuantizationParams``)."""
+    """Multipliers from input, filter and output, one for each scale of the filter.
+
+    The products are float64, in the oracle's wheel for matrix products too (an older source,
+    ``GetQuantizedConvolutionMultipler``, multiplies in float32: 1 of a million codes differs).
+    """
     return requantization(
         [quantize_multiplier(x.q.scale * float(scale) / y.q.scale) for scale in weights.q.scales],
         wide,
     )
-
-
-def per_tensor_requantization(
-    x: Tensor, weights: Tensor, y: Tensor, wide: bool = False
-) -> Requantization:
-    """The multiplier of a fully connected layer (``GetQuantizedConvolutionMultipler``)."""
-    product = float(np.float32(x.q.scale) * np.float32(weights.q.scale))
-    return requantization([quantize_multiplier(product / y.q.scale)], wide)
 
 
 def multiplies(x_type: DType, filter_type: DType) -> Callable[[Op, Graph], bool]:

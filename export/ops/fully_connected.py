@@ -28,7 +28,6 @@ from edgekiln.export.ops.convolution import (
     matrix_overlap,
     multiplies,
     per_channel_requantization,
-    per_tensor_requantization,
     requantize,
 )
 
@@ -70,12 +69,9 @@ class FullyConnected(Op):
         return self.input(graph, 0).elements // self.input(graph, 1).shape[1]
 
     def requantization(self, graph: Graph) -> Requantization:
-        """Returns the multipliers. One per tensor is a float32 product, as in the oracle."""
+        """Returns the multipliers, one per channel or one for all."""
         x, weights, y = self.input(graph, 0), self.input(graph, 1), self.output(graph)
-        wide = has_wide_accumulator(self, graph)
-        if weights.q.per_channel:
-            return per_channel_requantization(x, weights, y, wide)
-        return per_tensor_requantization(x, weights, y, wide)
+        return per_channel_requantization(x, weights, y, has_wide_accumulator(self, graph))
 
     def check(self, graph: Graph) -> None:
         """Raises an error which names this node unless the operator can be compiled."""
