@@ -20,8 +20,8 @@ column says how far its values may lie from the oracle's. The oracle is {oracle}
 with its reference kernels; where it lacks an operator, the table names another.
 
 Batches, shapes and constants are as in the model file; shapes have to be known when the model is
-compiled. A kernel of a target is chosen for a node when it can run it at a lower estimated cost than
-the generic one. Operators without a kernel cost nothing: the output is the input's memory.
+compiled. A kernel of a target is chosen for a node when it can run it at a lower estimated cost
+than the generic one. Operators without a kernel cost nothing: the output is the input's memory.
 """
 
 

@@ -10,7 +10,6 @@ from edgekiln.export.ops.registry import OPS
 from edgekiln.export.supported import supported_ops, supported_ops_markdown
 from edgekiln.export.targets import TARGETS
 
-
 RESOLVED_WHILE_READING = ("CALL_ONCE", "VAR_HANDLE")
 
 
