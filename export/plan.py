@@ -27,6 +27,9 @@ ALIGNMENT = 4
 
 _SEARCH_ROUNDS = 3000
 
+_SEARCH_PAIRS = 2_000_000
+"""Pairs of buffers that the search looks at, at most: about a second, whatever the model."""
+
 
 @dataclass(frozen=True)
 class Buffer:
@@ -258,7 +261,8 @@ class _Search:
     def run(self, bound: int) -> list[int]:
         best, best_order = self._best_greedy()
         generator = random.Random(0)
-        for _ in range(_SEARCH_ROUNDS if len(self.buffers) > 1 else 0):
+        pairs = sum(map(len, self.meets))
+        for _ in range(min(_SEARCH_ROUNDS, _SEARCH_PAIRS // pairs) if pairs else 0):
             if _height(self.buffers, best) <= bound:
                 break
             order = best_order.copy()
