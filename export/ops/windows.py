@@ -180,15 +180,34 @@ def window_overlap(
     x, y = op.input(graph, 0), op.output(graph)
     if x.shape[0] != 1:
         return {}
-    rows = _first_read(windows[0], x.shape[1], y.shape[1])
-    columns = _first_read(windows[1], x.shape[2], y.shape[2])
-    first = ((rows[:, None] * x.shape[2] + columns) * x.shape[3]).reshape(-1)
-    lowest = np.minimum.accumulate(first[::-1])[::-1]
-    pixels = np.arange(lowest.size + 1) * y.shape[3]
-    distance = int((pixels[1:-1] - lowest[1:]).max(initial=0))
+    furthest = furthest_ahead(windows, x.shape, y.shape)
+    distance = max(furthest, 0)
     if not channelwise:
-        distance = max(distance, int((pixels[:-1] + y.shape[3] - 1 - lowest).max()))
+        distance = max(distance, furthest + y.shape[3] - 1)
     return {0: Overlap(distance * x.dtype.bytes)}
+
+
+def furthest_ahead(
+    windows: tuple[Window, Window], x_shape: tuple[int, ...], y_shape: tuple[int, ...]
+) -> int:
+    """Returns the largest pC - R(p) over all output pixels p, in elements.
+
+    Lowest for pixel (r, c) or a later one is either the lowest column from c on, in row r, or
+    the lowest column of all in a later row. The first is a sum of a term of r and one of c; of
+    the second the last pixel of each row decides. So a large tensor takes no longer than a
+    small one.
+    """
+    (_, _, width, inputs), (_, height_out, width_out, outputs) = x_shape, y_shape
+    rows = _first_read(windows[0], x_shape[1], height_out)
+    columns = _first_read(windows[1], width, width_out)
+    of_rows = np.arange(height_out) * width_out * outputs - rows * width * inputs
+    lowest_columns = np.minimum.accumulate(columns[::-1])[::-1]
+    of_columns = np.arange(width_out) * outputs - lowest_columns * inputs
+    later_rows = np.minimum.accumulate(rows[::-1])[::-1][1:]
+    last_pixels = (np.arange(1, height_out) * width_out - 1) * outputs
+    at_row_ends = last_pixels - (later_rows * width + columns.min()) * inputs
+    within_row = int(of_rows.max() + of_columns.max())
+    return max(within_row, int(at_row_ends.max(initial=within_row)))
 
 
 def _first_read(window: Window, size: int, outputs: int) -> NDArray[np.int64]:
