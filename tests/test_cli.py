@@ -267,8 +267,9 @@ def test_verify_tells_of_a_wrong_byte(
         compiled = compile_model(*arguments, **options)  # type: ignore[arg-type]
         (name,) = (name for name in compiled.files if name.startswith("ek_softmax"))
         text = compiled.files[name]
-        assert "result = INT8_MIN;" in text
-        compiled.files[name] = text.replace("result = INT8_MIN;", "result = INT8_MIN + 1;")
+        right, wrong = "low + ek_rounding", "low + 1 + ek_rounding"
+        assert right in text
+        compiled.files[name] = text.replace(right, wrong)
         return compiled
 
     monkeypatch.setattr("edgekiln.bench.verify.compile_model", spoil)

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from streams import check_stream
 
-from edgekiln.bench.divergence import find_first_mismatch, load_oracle
-from edgekiln.bench.runners import STRICT_FLAGS, tflm_available
+from edgekiln.bench.divergence import find_first_mismatch
+from edgekiln.bench.runners import STRICT_FLAGS, TflmRunner, tflm_available
 from edgekiln.bench.verify import random_inputs
 from edgekiln.errors import EdgekilnError, UnsupportedOpError
 from edgekiln.export.compiler import compile_model, plan_model, write_bundle
@@ -145,7 +145,7 @@ def test_what_is_refused_says_why(name: str, shared: Path) -> None:
     (path,) = (shared / "models").rglob(name)
     by_oracle, by_compiler = REFUSED[name]
     with pytest.raises(EdgekilnError, match=by_oracle):
-        load_oracle(path.read_bytes())
+        TflmRunner(path.read_bytes())
     with pytest.raises(UnsupportedOpError, match=by_compiler):
         compile_model(path.read_bytes(), name="m", where=name)
 
