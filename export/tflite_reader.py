@@ -29,8 +29,8 @@ E = TypeVar("E", bound=enum.Enum)
 FILE_IDENTIFIER = b"TFL3"
 _MAX_RANK = 8
 
-_MAX_ELEMENTS = 2**24
-"""Of one tensor: more than a microcontroller holds, and little enough for this machine."""
+_MAX_ELEMENTS = 2**22
+"""Of one activation: more than a microcontroller holds, and little enough to compute here."""
 
 _MAX_SCALE = 2.0**40
 """With activations at least the inverse of it, no product or ratio of scales overflows."""
@@ -257,7 +257,7 @@ class _ModelReader:
                 "number of dimensions", where=where, got=rank, allowed=f"at most {_MAX_RANK}"
             )
         shape = tuple(int(tensor.Shape(i)) for i in range(rank))
-        if any(size < 0 for size in shape) or math.prod(shape) > _MAX_ELEMENTS:
+        if any(size < 0 for size in shape):
             raise BadModelError("shape", where=where, got=shape)
         signature = tuple(
             int(tensor.ShapeSignature(i))
@@ -272,6 +272,9 @@ class _ModelReader:
             )
         dtype = self.read_dtype(tensor.Type(), where)
         data = self.read_data(tensor.Buffer(), shape, dtype, where)
+        if data is None and math.prod(shape) > _MAX_ELEMENTS:
+            allowed = f"at most {_MAX_ELEMENTS} elements"
+            raise UnsupportedOpError("size of a tensor", where=where, got=shape, allowed=allowed)
         least_scale = 0.0 if data is not None else 1 / _MAX_SCALE
         quantization = self.read_quantization(tensor, least_scale, where)
         is_variable = bool(tensor.IsVariable()) and data is None

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-import textwrap
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln.export.ir import c_type_of
+
+_INDENT = "    "
+_LINE_WIDTH = 98
 
 
 def c_int(value: int) -> str:
@@ -43,10 +47,17 @@ def c_declaration(name: str, array: NDArray[Any]) -> str:
 def c_array(declaration: str, array: NDArray[Any]) -> list[str]:
     """Defines a constant array."""
     literal = c_float if array.dtype.kind == "f" else c_int
-    values = ", ".join(map(literal, array.reshape(-1).tolist()))
-    return [
-        f"{declaration} = {{",
-        textwrap.fill(values, 98, initial_indent="    ", subsequent_indent="    "),
-        "};",
-        "",
-    ]
+    values = [f"{literal(value)}," for value in array.reshape(-1).tolist()]
+    values[-1] = values[-1].removesuffix(",")
+    return [f"{declaration} = {{", *_wrapped(values), "};", ""]
+
+
+def _wrapped(words: list[str]) -> Iterator[str]:
+    """Yields lines of as many words as go into `_LINE_WIDTH`; quick for millions of them."""
+    ends = np.cumsum([len(word) + 1 for word in words])
+    first, taken = 0, 0
+    while first < len(words):
+        room = taken + _LINE_WIDTH - len(_INDENT) + 1
+        after = max(int(np.searchsorted(ends, room, side="right")), first + 1)
+        yield _INDENT + " ".join(words[first:after])
+        first, taken = after, int(ends[after - 1])

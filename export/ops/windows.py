@@ -16,6 +16,9 @@ from edgekiln.export.ops.base import Op, Overlap, Overlaps
 MAX_REACHED_ELEMENTS = 1 << 26
 """Elements of a tensor together with the border around it."""
 
+_MAX_GATHERED_ELEMENTS = 1 << 26
+"""Elements under all windows of an operator together, which its definition gathers."""
+
 
 class Padding(enum.Enum):
     """How a window treats the border, by its number in the file format."""
@@ -147,6 +150,10 @@ def check_windows(op: Op, graph: Graph, windows: tuple[Window, Window], channels
         for window, size, out in zip(windows, x.shape[1:3], y.shape[1:3], strict=True)
     )
     check_reach(op, graph, x.shape[0] * x.shape[3] * math.prod(reached))
+    gathered = math.prod(y.shape[:3]) * windows[0].size * windows[1].size * x.shape[3]
+    if gathered > _MAX_GATHERED_ELEMENTS:
+        allowed = f"at most {_MAX_GATHERED_ELEMENTS}"
+        op.unsupported(graph, "elements under all windows", gathered, allowed)
 
 
 def check_reach(op: Op, graph: Graph, elements: int) -> None:
