@@ -45,13 +45,14 @@ class ArgMax(Op):
 
     def define(self, graph: Graph, inputs: tuple[Array | None, ...]) -> tuple[Array, ...]:
         """Computes the output."""
-        y, axis = self.output(graph), self.axis(graph)
-        rows = np.moveaxis(np.asarray(inputs[0]), axis, 0)
-        best, index = rows[0], np.zeros(rows.shape[1:], y.dtype.value)
-        for i in range(1, len(rows)):
-            better = rows[i] < best if self.minimum else rows[i] > best
-            best, index = np.where(better, rows[i], best), np.where(better, i, index)
-        return (index.astype(y.dtype.value).reshape(y.shape),)
+        y, axis, x = self.output(graph), self.axis(graph), np.asarray(inputs[0])
+        search = np.argmin if self.minimum else np.argmax
+        if x.dtype.kind != "f":
+            return (search(x, axis=axis).astype(y.dtype.value).reshape(y.shape),)
+        nan = np.isnan(x)
+        index = search(np.where(nan, np.inf if self.minimum else -np.inf, x), axis=axis)
+        first = np.where(np.take(nan, 0, axis=axis), 0, index)
+        return (first.astype(y.dtype.value).reshape(y.shape),)
 
 
 class ArgMin(ArgMax):

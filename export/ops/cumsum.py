@@ -100,12 +100,10 @@ class CumSum(Op):
         return np.asarray(np.clip(scaled, -128, 127).astype(np.int8))
 
     def _sums_f32(self, rows: Array) -> Array:
-        sums, total = np.zeros_like(rows), np.zeros(rows.shape[1:], np.float32)
-        for i, row in enumerate(rows):
-            following = total + row
-            sums[i] = total if self.exclusive else following
-            total = following
-        return sums
+        totals = np.add.accumulate(rows, axis=0)
+        if not self.exclusive:
+            return totals
+        return np.concatenate([np.zeros_like(rows[:1]), totals[:-1]])
 
 
 def _lower(op: CumSum, graph: Graph) -> tuple[KernelCall, ...]:

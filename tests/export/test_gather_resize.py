@@ -234,6 +234,16 @@ def test_the_first_of_equals_is_found() -> None:
     check_everywhere(build_model(tensors, [op], [0], [2]), inputs=[rows])
 
 
+@pytest.mark.parametrize("name", ["ARG_MAX", "ARG_MIN"])
+def test_nan_is_found_only_where_it_is_the_first(name: str) -> None:
+    tensors = [value((1, 4), "FLOAT32"), integers(1), BuiltTensor((1,), "INT32")]
+    options = "ArgMaxOptions" if name == "ARG_MAX" else "ArgMinOptions"
+    op = BuiltOp(name, [0, 1], [2], options, {"OutputType": 2})
+    nan, inf = np.nan, np.inf
+    rows = np.array([[nan, 1, 2, nan], [1, nan, 2, 0], [-inf, nan, nan, inf]], np.float32)
+    check_everywhere(build_model(tensors, [op], [0], [2]), inputs=[rows])
+
+
 @st.composite
 def running_sums(draw: st.DrawFn) -> bytes:
     rank = draw(st.integers(1, 4))
