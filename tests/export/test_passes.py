@@ -113,9 +113,9 @@ def test_constants_of_operators_may_be_computed_from_constants() -> None:
 def test_no_file_makes_constants_explode() -> None:
     tensors = [
         activation((1, 4), 0.1, 0),
-        constant(np.array([4000, 4000], np.int32)),
+        constant(np.array([2000, 2000], np.int32)),
         constant(np.array(0, np.int32)),
-        BuiltTensor((4000, 4000), "INT32"),
+        BuiltTensor((2000, 2000), "INT32"),
         activation((1, 4), 0.1, 0),
     ]
     ops = [BuiltOp("FILL", [1, 2], [3], "FillOptions"), BuiltOp("RELU", [0], [4])]
