@@ -104,7 +104,7 @@ class ResizeNearestNeighbor(Resize):
     def define(self, graph: Graph, inputs: tuple[Array | None, ...]) -> tuple[Array, ...]:
         """Computes the output."""
         rows, columns = (self.nearest(*sizes) for sizes in self.sizes(graph))
-        return (np.asarray(inputs[0])[:, rows][:, :, columns],)
+        return (np.asarray(inputs[0])[:, rows[:, None], columns],)
 
 
 class ResizeBilinear(Resize):
@@ -172,10 +172,10 @@ class ResizeBilinear(Resize):
         image = np.asarray(inputs[0]) if is_float else as_int64(inputs[0])
         one = np.float32(1) if is_float else np.int64(1024)
         y, x = y[:, None, None], x[:, None]
-        total = image[:, top][:, :, left] * (one - y) * (one - x)
-        total = total + image[:, bottom][:, :, left] * y * (one - x)
-        total = total + image[:, top][:, :, right] * (one - y) * x
-        total = total + image[:, bottom][:, :, right] * y * x
+        total = image[:, top[:, None], left] * (one - y) * (one - x)
+        total = total + image[:, bottom[:, None], left] * y * (one - x)
+        total = total + image[:, top[:, None], right] * (one - y) * x
+        total = total + image[:, bottom[:, None], right] * y * x
         if is_float:
             return (total,)
         rounded = (np.abs(total) + (1 << 19)) >> 20

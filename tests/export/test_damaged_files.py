@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -187,3 +188,20 @@ def test_tensors_that_share_a_buffer_share_memory() -> None:
     value = read_tflite(data, "m").tensor(1).value
     assert np.shares_memory(value, np.frombuffer(data, np.uint8))
     assert not value.flags.writeable
+
+
+def test_resizing_takes_no_more_memory_than_its_output() -> None:
+    """Rows and columns were gathered one after the other, by way of an image of 200 MB."""
+    tensors = [
+        activation((1, 3, 4096, 3), 0.1, 0),
+        constant(np.array([4096, 2], np.int32)),
+        activation((1, 4096, 2, 3), 0.1, 0),
+    ]
+    name = "RESIZE_NEAREST_NEIGHBOR"
+    op = BuiltOp(name, [0, 1], [2], "ResizeNearestNeighborOptions")
+    data = build_model(tensors, [op], [0], [2])
+    tracemalloc.start()
+    compile_model(data, name="m")
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 64 << 20
