@@ -127,7 +127,7 @@ def export(model: str, build_dir: Path) -> None:
 def compile_(
     model: Path, target: str, optimize: str, name: str | None, io: str, output: Path, as_json: bool
 ) -> None:
-    """Compile MODEL, an int8 .tflite file, to C."""
+    """Compile MODEL, a .tflite file, to C."""
     from edgekiln.export.compiler import c_name_of, compile_model, write_bundle
     from edgekiln.files import read_input_file
 
@@ -243,8 +243,9 @@ def verify(
 ) -> None:
     """Compare MODEL's C with TensorFlow Lite Micro, byte by byte.
 
-    MODEL is an int8 .tflite file. It is compiled and run, on this machine or on a board, and every
-    output byte compared. Exits with 1 when a byte differs, and names the first node.
+    MODEL is a .tflite file. It is compiled and run, on this machine or on a board, and every output
+    byte compared; float32 values may differ by what their operators tolerate. Exits with 1 when a
+    byte differs, and names the first node.
     """
     from edgekiln.bench.divergence import describe
     from edgekiln.bench.verify import read_inputs, verify_model
@@ -262,9 +263,10 @@ def verify(
     if as_json:
         print_json(found.to_json())
     elif found.match:
+        near = found.tolerance is not None
         click.echo(
             f"{found.model}: {found.samples} inferences on {found.target}, all {found.bytes:,} "
-            f"output bytes equal to {found.oracle}'s"
+            f"output bytes {'within the tolerance of' if near else 'equal to'} {found.oracle}'s"
         )
     elif found.first_mismatch is not None:
         print_facts(*describe(found.first_mismatch))
@@ -331,7 +333,7 @@ def deploy(model: str, board: str, optimize: str, build_dir: Path, as_json: bool
 def bench(model: str, board: str, optimize: str, build_dir: Path, as_json: bool) -> None:
     """Measure MODEL on a board: instructions, flash, RAM.
 
-    MODEL is an int8 .tflite file or a recipe.
+    MODEL is a .tflite file or a recipe.
     """
     from edgekiln import pipeline
     from edgekiln.bench.results import to_json

@@ -1,4 +1,4 @@
-"""The compiler: an int8 .tflite file becomes C that needs no interpreter.
+"""The compiler: a .tflite file becomes C that needs no interpreter.
 
 ::
 

@@ -48,7 +48,8 @@ def run_all_nodes(
     values = _check_inputs(graph, inputs)
     for op in graph.ops:
         arguments = tuple(_argument(graph, values, states, t) for t in op.inputs)
-        results = op.define(graph, arguments)
+        with np.errstate(all="ignore"):  # overflow and division by zero are as in C
+            results = op.define(graph, arguments)
         values.update(zip(op.outputs, results, strict=False))
         states.update(zip(op.states(graph), results[len(op.outputs) :], strict=True))
     return values

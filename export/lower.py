@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from edgekiln.errors import UnsupportedOpError
 from edgekiln.export.ir import Graph
 from edgekiln.export.ops.base import Kernel, KernelCall, Op, Overlap, Scratch
-from edgekiln.export.ops.variables import AssignVariable, ReadVariable
 from edgekiln.export.targets import Target
 
 
@@ -77,23 +76,10 @@ def lower_graph(
         root: For each activation the tensor whose memory it shares.
         frugal: Positions of the operators whose kernels are to save memory rather than time.
     """
-    nodes = tuple(
+    return tuple(
         _lower_op(op, graph, target, root, position in frugal)
         for position, op in enumerate(graph.ops)
     )
-    for node in nodes:
-        _check_states(node, graph)
-    return nodes
-
-
-def _check_states(node: Node, graph: Graph) -> None:
-    """Checks that an operator that reads a variable is one that keeps a state."""
-    if isinstance(node.op, ReadVariable | AssignVariable):
-        return
-    kept = {tensor for call in node.calls for tensor in call.states}
-    for tensor in node.op.states(graph):
-        if tensor not in kept:
-            node.op.unsupported(graph, f"reads the variable '{graph.tensor(tensor).name}'")
 
 
 def _lower_op(op: Op, graph: Graph, target: Target, root: Mapping[int, int], frugal: bool) -> Node:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from edgekiln.errors import BadModelError
 from edgekiln.export.ir import DType, Graph
+
+if TYPE_CHECKING:
+    from edgekiln.export.ops.base import Op
 
 _CODES = {DType.INT8: (-128, 127), DType.INT16: (-32768, 32767), DType.UINT8: (0, 255)}
 
@@ -17,7 +22,14 @@ def verify_graph(graph: Graph) -> None:
     """
     verify_wiring(graph)
     for op in graph.ops:
+        _verify_states(op, graph)
         op.check(graph)
+
+
+def _verify_states(op: Op, graph: Graph) -> None:
+    for position, index in enumerate(op.inputs):
+        if index >= 0 and graph.tensor(index).is_variable and position not in op.state_inputs:
+            op.unsupported(graph, f"reads the variable '{graph.tensor(index).name}'")
 
 
 def verify_wiring(graph: Graph) -> None:

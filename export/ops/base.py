@@ -176,6 +176,9 @@ class Op:
     aliases_input: ClassVar[bool] = False
     """True when the output is the first input's bytes, so that nothing needs to run."""
 
+    state_inputs: ClassVar[tuple[int, ...]] = ()
+    """Positions of the inputs that are variables; nowhere else may a variable stand."""
+
     kernels: ClassVar[tuple[Kernel, ...]] = ()
     """The kernels which can compute it."""
 

@@ -46,7 +46,11 @@ class Elementwise(Op):
         if y.dtype is DType.FLOAT32:
             with np.errstate(all="ignore"):
                 return (self.apply_real(graph, value_of(inputs[0])),)
-        return (self.apply(graph, as_int64(inputs[0])).astype(y.dtype.value),)
+        codes = as_int64(inputs[0])
+        if self.input(graph, 0).dtype is DType.INT8:
+            table = self.apply(graph, np.arange(-128, 128, dtype=np.int64))
+            return (table[codes + 128].astype(y.dtype.value),)
+        return (self.apply(graph, codes).astype(y.dtype.value),)
 
 
 def check_output_quantization(op: Op, graph: Graph, scale: float, zero_point: int) -> None:

@@ -81,6 +81,7 @@ class UnidirectionalSequenceLstm(Op):
     cell_clip: float
 
     name: ClassVar[str] = "UNIDIRECTIONAL_SEQUENCE_LSTM"
+    state_inputs: ClassVar[tuple[int, ...]] = (_HIDDEN, _CELL)
     variants: ClassVar[str] = (
         "int8, int16 activations with int8 filters, float32; no peephole, projection, layer"
         " normalization"
@@ -211,8 +212,7 @@ class UnidirectionalSequenceLstm(Op):
         multipliers = []
         for gate in _GATES:
             scale = self.input(graph, positions[gate]).q.scale
-            product = float(np.float32(source.q.scale) * np.float32(scale))
-            multipliers.append(quantize_multiplier(product / _GATE_SCALE))
+            multipliers.append(quantize_multiplier(source.q.scale * scale / _GATE_SCALE))
         return requantization(multipliers, wide=source.dtype is DType.INT16)
 
     def products(self, graph: Graph) -> tuple[Multiplier, Multiplier, Multiplier]:

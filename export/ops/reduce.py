@@ -118,6 +118,8 @@ class Sum(Reduction):
         if largest * self.count(graph) > INT32_MAX:
             worst = largest * self.count(graph)
             self.unsupported(graph, "the sum could overflow 32 bits", worst, INT32_MAX)
+        if self.multiplier(graph).shift > 30:
+            self.unsupported(graph, "the output's scale is too small", self.output(graph).q.scale)
 
     def multiplier(self, graph: Graph) -> Multiplier:
         """Returns the scale, with the division by the count in it (``QuantizedMeanOrSum``)."""

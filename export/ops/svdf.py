@@ -47,6 +47,7 @@ class Svdf(Op):
     activation: Activation
 
     name: ClassVar[str] = "SVDF"
+    state_inputs: ClassVar[tuple[int, ...]] = (_STATE,)
     variants: ClassVar[str] = "int8 with an int8 or int16 state; float32"
 
     @classmethod
@@ -131,16 +132,13 @@ class Svdf(Op):
             self.unsupported(graph, "the scales of input, filters and output do not go together")
 
     def multipliers(self, graph: Graph) -> tuple[Multiplier, Multiplier]:
-        """Returns the scales from input to state, and from state to output (float32 products)."""
-        x, feature, time, state, y = (
-            np.float32(self.input(graph, position).q.scale)
-            if position >= 0
-            else np.float32(self.output(graph).q.scale)
-            for position in (0, _FEATURE, _TIME, _STATE, -1)
+        """Returns the scales from input to state, and from state to output (double products)."""
+        x, feature, time, state = (
+            self.input(graph, position).q.scale for position in (0, _FEATURE, _TIME, _STATE)
         )
         return (
-            quantize_multiplier(float(x * feature / state)),
-            quantize_multiplier(float(state * time / y)),
+            quantize_multiplier(x * feature / state),
+            quantize_multiplier(state * time / self.output(graph).q.scale),
         )
 
     def define(self, graph: Graph, inputs: tuple[Array | None, ...]) -> tuple[Array, ...]:

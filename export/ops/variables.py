@@ -62,6 +62,7 @@ class ReadVariable(Op):
     """Copies a variable to a tensor."""
 
     name: ClassVar[str] = "READ_VARIABLE"
+    state_inputs: ClassVar[tuple[int, ...]] = (0,)
     variants: ClassVar[str] = ALL_TYPES
 
     def check(self, graph: Graph) -> None:
@@ -80,6 +81,7 @@ class AssignVariable(Op):
     """Copies a tensor to a variable."""
 
     name: ClassVar[str] = "ASSIGN_VARIABLE"
+    state_inputs: ClassVar[tuple[int, ...]] = (0,)
     variants: ClassVar[str] = ALL_TYPES
 
     def check(self, graph: Graph) -> None:
@@ -87,8 +89,6 @@ class AssignVariable(Op):
         self.check_counts(graph, range(2, 3), outputs=0)
         value = self.input(graph, 1)
         self.check_type(graph, value, *MOVABLE)
-        if value.is_variable:
-            self.unsupported(graph, f"the value '{value.name}' is itself a variable")
 
     def define(self, graph: Graph, inputs: tuple[Array | None, ...]) -> tuple[Array, ...]:
         """Returns the variable's new value."""

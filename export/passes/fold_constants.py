@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
 from edgekiln.export.ir import Graph
 from edgekiln.export.ops.base import Op
 
@@ -33,7 +35,9 @@ def fold_constants(graph: Graph) -> Graph:
         budget -= added
         op.check(current)
         arguments = tuple(None if t < 0 else tensors[t].data for t in op.inputs)
-        for index, value in zip(op.outputs, op.define(current, arguments), strict=True):
+        with np.errstate(all="ignore"):  # as `run_graph` does
+            values = op.define(current, arguments)
+        for index, value in zip(op.outputs, values, strict=True):
             value.flags.writeable = False
             tensors[index] = dataclasses.replace(tensors[index], data=value)
     return graph.replace(tensors=tensors, ops=tuple(kept))

@@ -19,6 +19,7 @@ from tflite_builder import BuiltOp, BuiltTensor, activation, build_model, consta
 
 from edgekiln.errors import BadInputError, BadModelError, UnsupportedOpError
 from edgekiln.export.compiler import compile_model, plan_model
+from edgekiln.export.interpret import run_graph
 from edgekiln.export.tflite_reader import read_tflite
 
 SUPPORT = Path(__file__).parent.parent / "support"
@@ -146,6 +147,44 @@ def test_a_variable_is_for_operators_that_keep_a_state() -> None:
     op = BuiltOp("ADD", [0, 1], [2], "AddOptions")
     with pytest.raises(UnsupportedOpError, match="node 0 ADD: reads the variable 't1'"):
         plan_model(build_model(tensors, [op], [0], [2]), name="m")
+
+
+def test_an_operator_with_a_state_has_no_other_variable() -> None:
+    """A second variable had no new value after an inference."""
+    tensors = [BuiltTensor(shape, "FLOAT32") for shape in ((1, 1),) * 3 + ((1,), (1, 1), (1, 1))]
+    for tensor in tensors[1:4]:
+        tensor.data = np.ones(tensor.shape, np.float32)
+    for tensor in tensors[3:5]:
+        tensor.data, tensor.is_variable = None, True
+    op = BuiltOp("SVDF", [0, 1, 2, 3, 4], [5], "SVDFOptions", {"Rank": 1})
+    with pytest.raises(UnsupportedOpError, match="node 0 SVDF: reads the variable 't3'"):
+        compile_model(build_model(tensors, [op], [0], [5]), name="m")
+
+
+def test_a_tiny_scale_of_a_sum_is_told_so() -> None:
+    tensors = [
+        activation((1, 100), 1e3, 0),
+        constant(np.array([1], np.int32)),
+        activation((1,), 1e-9, 0),
+    ]
+    op = BuiltOp("SUM", [0, 1], [2], "ReducerOptions")
+    with pytest.raises(UnsupportedOpError, match="the output's scale is too small"):
+        compile_model(build_model(tensors, [op], [0], [2]), name="m")
+
+
+def test_sums_that_overflow_float32_are_clamped() -> None:
+    model = build_model(
+        [
+            BuiltTensor((1, 2), "FLOAT32"),
+            constant(np.full((1, 2), 3e38, np.float32)),
+            BuiltTensor((1, 1), "FLOAT32"),
+        ],
+        [BuiltOp("FULLY_CONNECTED", [0, 1], [2], "FullyConnectedOptions")],
+        [0],
+        [2],
+    )
+    graph = read_tflite(model, "m")
+    assert run_graph(graph, [np.full((1, 2), 3e38, np.float32)])[0] == np.finfo(np.float32).max
 
 
 def test_names_do_not_reach_the_terminal_raw() -> None:

@@ -69,6 +69,28 @@ def test_svdf(model: bytes, seed: int, io: str) -> None:
     check_stream(model, seed, io=io)
 
 
+def test_svdf_multiplies_scales_in_double_precision() -> None:
+    """Sums divided by 8 are often ties; units that subtract two near ones show how they round."""
+    generator = np.random.default_rng(0)
+    units, inputs = 100, 16
+    feature = generator.integers(-127, 128, (units, 2, inputs)).astype(np.int8)
+    feature[:, 1] = feature[:, 0]
+    feature[:, 1, 0] ^= 1
+    x_scale, scale = (float(np.float32(v)) for v in generator.uniform(0.01, 0.1, 2))
+    state_scale = float(np.float32(8 * x_scale * scale))
+    time = np.tile(np.array([[1], [-1]], np.int16), (units, 1))
+    tensors = [
+        BuiltTensor((1, inputs), "INT8", (x_scale,), (0,)),
+        BuiltTensor((2 * units, inputs), "INT8", (scale,), (0,), 0, feature.reshape(-1, inputs)),
+        BuiltTensor((2 * units, 1), "INT16", (1.0,), (0,), 0, time),
+        BuiltTensor((units,), "INT32", (state_scale,), (0,), 0, np.zeros(units, np.int32)),
+        BuiltTensor((1, 2 * units), "INT16", (state_scale,), (0,), is_variable=True),
+        BuiltTensor((1, units), "INT8", (state_scale,), (0,)),
+    ]
+    op = BuiltOp("SVDF", [0, 1, 2, 3, 4], [5], "SVDFOptions", {"Rank": 2})
+    check_stream(build_model(tensors, [op], [0], [5]), steps=20)
+
+
 def lstm_tensors(
     generator: np.random.Generator, kind: str, batches: int, inputs: int, units: int
 ) -> list[BuiltTensor]:
