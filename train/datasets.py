@@ -117,11 +117,11 @@ class _IdxSource:
 def _idx_source(digests: tuple[str, str, str, str], class_names: tuple[str, ...]) -> _IdxSource:
     names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     sizes = (47_040_016, 60_008, 7_840_016, 10_008)
-    files = (
+    x_train, y_train, x_test, y_test = (
         IdxFile(f"{name}-ubyte.gz", digest, size)
         for name, digest, size in zip(names, digests, sizes, strict=True)
     )
-    return _IdxSource(*files, class_names=class_names)
+    return _IdxSource(x_train, y_train, x_test, y_test, class_names)
 
 
 _IDX_SOURCES = {

@@ -9,19 +9,22 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Small random distortions of the training images, drawn once, before training.
+    """Small random distortions of the training images.
 
     Attributes:
-        copies: Distorted copies that join each original image.
+        copies: Distorted copies that join each original image, drawn once, before training.
+            0 means that every epoch sees each image once, distorted anew.
         rotation_degrees: Largest rotation to either side.
         shift_pixels: Largest shift along each axis; need not be whole.
         zoom: Largest relative change of size, so 0.1 means 90 % to 110 %.
+        flip: Whether half of the images are mirrored, left to right.
     """
 
     copies: int
     rotation_degrees: float
     shift_pixels: float
     zoom: float
+    flip: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ class Recipe:
         augmentation: Distortions of the training images, or None.
         pruning: How the trained model is pruned, or None to leave it dense.
         min_float_accuracy: Test accuracy that the float model reaches, in [0, 1].
+        dtype_policy: Keras's policy while it is trained. With ``mixed_bfloat16`` the layers
+            compute in bfloat16, which is faster where the processor has it; the weights, and the
+            model that results, are float32 all the same.
     """
 
     name: str
@@ -78,3 +84,4 @@ class Recipe:
     augmentation: Augmentation | None
     pruning: PruningPlan | None
     min_float_accuracy: float
+    dtype_policy: str = "float32"
