@@ -76,5 +76,7 @@ def test_digits_values() -> None:
 def test_unknown_dataset_names_the_near_one() -> None:
     with pytest.raises(BadInputError, match=r"^digit: no such data set; .*did you mean digits\?$"):
         load_dataset("digit")
-    with pytest.raises(BadInputError, match=r"^'': no such data set; allowed: digits$"):
+    with pytest.raises(
+        BadInputError, match=r"^'': no such data set; allowed: digits, fashion_mnist, mnist$"
+    ):
         load_dataset("")
