@@ -49,13 +49,13 @@ def write_history(name: str, history: Mapping[str, Any]) -> None:
 
 def pack_model(model: Any) -> bytes:
     """Returns a Keras model as the bytes of an ``.npz``; the same bytes for the same model."""
-    layers = np.frombuffer(model.to_json().encode(), np.uint8)
-    weights = {
+    arrays: dict[str, Any] = {
         f"w{number:03}": value.astype(np.float16) if value.size >= _LARGE_ELEMENTS else value
         for number, value in enumerate(model.get_weights())
     }
+    arrays[_LAYERS] = np.frombuffer(model.to_json().encode(), np.uint8)
     stream = io.BytesIO()
-    np.savez_compressed(stream, **{_LAYERS: layers}, **weights)
+    np.savez_compressed(stream, **arrays)
     return stream.getvalue()
 
 
