@@ -88,6 +88,11 @@ _IDX_CLASS_NAMES = {
 }
 
 
+def dataset_names() -> tuple[str, ...]:
+    """Returns the names of all data sets, sorted."""
+    return tuple(sorted(_LOADERS))
+
+
 def load_dataset(name: str) -> Dataset:
     """Returns the data set ``name``; the same arrays in the same order every time.
 
@@ -102,7 +107,7 @@ def load_dataset(name: str) -> Dataset:
         raise BadInputError(
             "no such data set",
             where=name or "''",
-            allowed=", ".join(sorted(_LOADERS)),
+            allowed=", ".join(dataset_names()),
             hint=f"did you mean {close[0]}?" if close else "",
         )
     return _LOADERS[name]()
