@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekiln.errors import BadInputError, CheckFailedError
 from edgekiln.train.quiet_keras import keras
+
+Verb: TypeAlias = Literal["prune", "cluster"]
 
 _layers = keras.layers
 _DENSE = (_layers.Dense,)
@@ -81,7 +83,7 @@ def find_kernels(model: Any) -> dict[str, Kernel]:
 
 def select_kernels(
     model: Any,
-    what: str,
+    verb: Verb,
     *,
     layers: Collection[str] | None = None,
     exclude: Collection[str] = (),
@@ -90,13 +92,14 @@ def select_kernels(
 
     Args:
         model: Keras model, built.
-        what: What the kernels are wanted for, to begin a message with.
+        verb: What is to be done with them, for messages.
         layers: Names of layers to take; None for all.
         exclude: Names of layers not to take.
 
     Raises:
         BadInputError: A named layer has no kernel, or no kernel is left.
     """
+    what = f"{verb.removesuffix('e')}ing"
     found = find_kernels(model)
     for purpose, names in (("use", layers or ()), ("exclude", exclude)):
         if isinstance(names, str):
@@ -117,7 +120,7 @@ def select_kernels(
     selected = {name: kernel for name, kernel in named.items() if kernel.trainable}
     if not selected:
         raise BadInputError(
-            f"{what}: no layer to work on",
+            f"{what}: no layer to {verb}",
             where=model.name,
             got=f"{len(found)} layers with a kernel, {len(found) - len(named)} of them excluded, "
             f"{len(named)} frozen",

@@ -259,7 +259,7 @@ def find_prunable(model: Any, exclude: Collection[str] = ()) -> dict[str, Kernel
     Raises:
         BadInputError: An excluded layer is not among them, or none is left.
     """
-    return select_kernels(model, "pruning", exclude=exclude)
+    return select_kernels(model, "prune", exclude=exclude)
 
 
 def measure_sparsity(model: Any) -> dict[str, float]:

@@ -76,18 +76,18 @@ def test_selection_by_name() -> None:
         [layers.Input((4,)), *(layers.Dense(4, name=name) for name in "abcd")], name="net"
     )
     model.get_layer("d").trainable = False
-    assert list(select_kernels(model, "pruning")) == ["a", "b", "c"]
-    assert list(select_kernels(model, "pruning", layers=["c", "b"])) == ["b", "c"]
-    assert list(select_kernels(model, "pruning", layers=["a", "b"], exclude=["a"])) == ["b"]
+    assert list(select_kernels(model, "prune")) == ["a", "b", "c"]
+    assert list(select_kernels(model, "prune", layers=["c", "b"])) == ["b", "c"]
+    assert list(select_kernels(model, "prune", layers=["a", "b"], exclude=["a"])) == ["b"]
     with pytest.raises(BadInputError) as caught:
-        select_kernels(model, "clustering", layers=["a", "e"])
+        select_kernels(model, "cluster", layers=["a", "e"])
     assert str(caught.value) == (
         "net: clustering: no such layer to use; got e; allowed: a, b, c, d"
     )
     with pytest.raises(BadInputError, match="to exclude are given as a list; got 'a'"):
-        select_kernels(model, "pruning", exclude="a")
+        select_kernels(model, "prune", exclude="a")
     with pytest.raises(BadInputError, match="got 4 layers with a kernel, 3 of them excluded, 1 fr"):
-        select_kernels(model, "pruning", layers=["d"])
+        select_kernels(model, "prune", layers=["d"])
 
 
 def test_a_model_that_is_not_built_is_refused() -> None:
