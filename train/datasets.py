@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekiln.errors import BadInputError, ToolMissingError
+from edgekiln.train.idx import parse_idx
+from edgekiln.train.sources import IDX_SOURCES
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -67,19 +70,44 @@ class Dataset:
     split: Split
 
 
+_DIGITS = tuple(str(digit) for digit in range(10))
+_IDX_CLASS_NAMES = {
+    "mnist": _DIGITS,
+    "fashion_mnist": (
+        "T-shirt",
+        "trouser",
+        "pullover",
+        "dress",
+        "coat",
+        "sandal",
+        "shirt",
+        "sneaker",
+        "bag",
+        "ankle boot",
+    ),
+}
+
+
+def dataset_names() -> tuple[str, ...]:
+    """Returns the names of all data sets, sorted."""
+    return tuple(sorted(_LOADERS))
+
+
 def load_dataset(name: str) -> Dataset:
     """Returns the data set ``name``; the same arrays in the same order every time.
 
     Raises:
-        BadInputError: There is no such data set.
-        ToolMissingError: The package that carries it is not installed.
+        BadInputError: There is no such data set, or the copy that ``EDGEKILN_DATA`` names is
+            missing or not the published one.
+        ToolMissingError: The package that carries it is not installed, or it cannot be
+            downloaded.
     """
     if name not in _LOADERS:
         close = difflib.get_close_matches(name, _LOADERS, n=1)
         raise BadInputError(
             "no such data set",
             where=name or "''",
-            allowed=", ".join(sorted(_LOADERS)),
+            allowed=", ".join(dataset_names()),
             hint=f"did you mean {close[0]}?" if close else "",
         )
     return _LOADERS[name]()
@@ -91,9 +119,45 @@ def _load_digits() -> Dataset:
     bunch = sklearn_datasets.load_digits()
     images = (bunch.images / 16.0).astype(np.float32)[..., np.newaxis]
     labels = bunch.target.astype(np.int64)
-    return _split(
-        "digits", images, labels, class_names=tuple(str(digit) for digit in range(10)), seed=0
+    return _split("digits", images, labels, class_names=_DIGITS, seed=0)
+
+
+_IDX_VAL_SAMPLES = 5000
+
+
+def _load_idx(name: str) -> Dataset:
+    """MNIST or Fashion-MNIST: 60,000 and 10,000 images, 28 x 28, 0 to 255, scaled to [0, 1].
+
+    The last 5,000 images of the training part are for validation, as published order is random.
+    """
+    from edgekiln.train.download import read_source
+
+    x, y, x_test, y_test = (
+        parse_idx(read_source(source), source.path) for source in IDX_SOURCES[name]
     )
+    train, val = slice(0, len(y) - _IDX_VAL_SAMPLES), slice(len(y) - _IDX_VAL_SAMPLES, None)
+    return Dataset(
+        name=name,
+        x_train=_as_images(x[train]),
+        y_train=y[train].astype(np.int64),
+        x_val=_as_images(x[val]),
+        y_val=y[val].astype(np.int64),
+        x_test=_as_images(x_test),
+        y_test=y_test.astype(np.int64),
+        class_names=_IDX_CLASS_NAMES[name],
+        split=Split(
+            method="the published test part; the last of the training part for validation",
+            seed=0,
+            train_samples=len(y) - _IDX_VAL_SAMPLES,
+            val_samples=_IDX_VAL_SAMPLES,
+            test_samples=len(y_test),
+            test_indices_sha256=_indices_sha256(np.arange(len(y_test))),
+        ),
+    )
+
+
+def _as_images(codes: npt.NDArray[np.uint8]) -> Images:
+    return (codes.astype(np.float32) / np.float32(255))[..., np.newaxis]
 
 
 def _split(
@@ -146,4 +210,7 @@ def _import_sklearn(module: str) -> Any:
         ) from None
 
 
-_LOADERS: dict[str, Callable[[], Dataset]] = {"digits": _load_digits}
+_LOADERS: dict[str, Callable[[], Dataset]] = {
+    "digits": _load_digits,
+    **{name: functools.partial(_load_idx, name) for name in IDX_SOURCES},
+}
