@@ -8,6 +8,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
@@ -37,6 +38,19 @@ def progress() -> Progress:
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        TimeElapsedColumn(),
+        console=stderr,
+    )
+
+
+def byte_progress() -> Progress:
+    """Returns a display as `progress` does, for totals in bytes."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=15),
+        DownloadColumn(),
         TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
         console=stderr,

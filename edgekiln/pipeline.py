@@ -58,7 +58,7 @@ BENCH_SAMPLES = 3
 
 _HOST = "host"
 _EXTRAS = {
-    "train": ("keras", "sklearn", "tensorflow"),
+    "train": (*("filelock", "h5py", "keras", "platformdirs", "requests", "sklearn", "tensorflow"),),
     "onnx": ("onnx", "onnxruntime", "tf2onnx"),
     "litert": ("ai_edge_litert",),
     "board": ("elftools", "serial"),

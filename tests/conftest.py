@@ -14,6 +14,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 EMULATOR_PROGRAMS = ("arm-none-eabi-gcc", "qemu-system-arm")
 
+# The data sets lie there too. Nothing is downloaded in a test.
+if "EDGEKILN_SHARED" in os.environ:
+    os.environ.setdefault("EDGEKILN_DATA", str(Path(os.environ["EDGEKILN_SHARED"]) / "data"))
+
 # A slow machine is no failure; what hypothesis finds must be found again by the next run.
 hypothesis.settings.register_profile(
     "edgekiln",
@@ -56,6 +60,12 @@ def shared() -> Path:
     if not (path / "models").is_dir():
         pytest.fail(f"EDGEKILN_SHARED={value} has no models/")
     return path
+
+
+@pytest.fixture(scope="session")
+def data(shared: Path) -> Path:
+    """The directory with copies of the data sets, which EDGEKILN_DATA names."""
+    return Path(os.environ["EDGEKILN_DATA"])
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ def augment(
 ) -> tuple[Images, Labels]:
     """Returns the images and, after them, ``plan.copies`` distorted copies of all of them.
 
+    With no copies they are returned as they are: `FreshImages` distorts them then.
+
     Args:
         images: float32 [N, H, W, C].
         labels: int64 [N].
@@ -26,12 +28,26 @@ def augment(
     if plan is None or plan.copies == 0:
         return images, labels
     random = np.random.default_rng(seed)
-    copies = [_distort(images, plan, random) for _ in range(plan.copies)]
+    copies = [distort(images, plan, random) for _ in range(plan.copies)]
     return np.concatenate([images, *copies]), np.tile(labels, plan.copies + 1)
 
 
-def _distort(images: Images, plan: Augmentation, random: np.random.Generator) -> Images:
-    """Rotates, zooms and shifts each image about its centre, with bilinear sampling."""
+def distort(images: Images, plan: Augmentation, random: np.random.Generator) -> Images:
+    """Mirrors, rotates, zooms and shifts each image about its centre, with bilinear sampling.
+
+    Args:
+        images: float32 [N, H, W, C].
+        plan: By how much at most.
+        random: Where each image's own distortion comes from.
+
+    Returns:
+        float32 [N, H, W, C].
+    """
+    if plan.flip:
+        mirrored = random.random(len(images)) < 0.5
+        images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    if not (plan.rotation_degrees or plan.shift_pixels or plan.zoom):
+        return images
     count, height, width, _ = images.shape
     angle = np.deg2rad(random.uniform(-plan.rotation_degrees, plan.rotation_degrees, count))
     zoom = 1.0 + random.uniform(-plan.zoom, plan.zoom, count)

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgekiln import console, files
 from edgekiln.errors import CheckFailedError
-from edgekiln.train.augment import augment
+from edgekiln.train.augment import augment, distort
 from edgekiln.train.datasets import Dataset, Images, Labels, load_dataset
 from edgekiln.train.model_file import write_model
 from edgekiln.train.progress import EpochProgress
 from edgekiln.train.quiet_keras import keras, tensorflow
-from edgekiln.train.recipe import Recipe
+from edgekiln.train.recipe import Augmentation, Recipe
 
 MODEL_NAME = "model.keras"
 HISTORY_NAME = "history.json"
@@ -36,7 +37,7 @@ def train_recipe(recipe: Recipe, directory: Path) -> None:
     """
     dataset = load_dataset(recipe.dataset)
     make_reproducible(recipe.seed)
-    model = recipe.build_model()
+    model = _build(recipe, recipe.dtype_policy)
     epochs = fit(
         model,
         recipe,
@@ -46,6 +47,7 @@ def train_recipe(recipe: Recipe, directory: Path) -> None:
         description=f"Training {recipe.name}",
         callbacks=[early_stopping(recipe.patience)],
     )
+    model = to_float32(model, recipe)
     test_accuracy = accuracy(model, dataset.x_test, dataset.y_test)
     _require_accuracy(recipe, test_accuracy)
     history = {
@@ -68,6 +70,25 @@ def train_recipe(recipe: Recipe, directory: Path) -> None:
     }
     write_model(model, directory / MODEL_NAME)
     files.write_json(directory / HISTORY_NAME, history)
+
+
+def _build(recipe: Recipe, dtype_policy: str) -> Any:
+    """Returns a new model whose layers compute as the policy says."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype_policy)
+    try:
+        return recipe.build_model()
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def to_float32(model: Any, recipe: Recipe) -> Any:
+    """Returns a recipe's trained model as one that computes in float32."""
+    if recipe.dtype_policy == "float32":
+        return model
+    floating = _build(recipe, "float32")
+    floating.set_weights(model.get_weights())
+    return floating
 
 
 def _require_accuracy(recipe: Recipe, test_accuracy: float) -> None:
@@ -133,7 +154,7 @@ def fit(
     Raises:
         CheckFailedError: The loss became infinite or not a number.
     """
-    x_train, y_train = augment(dataset.x_train, dataset.y_train, recipe.augmentation, recipe.seed)
+    images, labels = augment(dataset.x_train, dataset.y_train, recipe.augmentation, recipe.seed)
     steps = epochs * steps_per_epoch(recipe, dataset)
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
     model.compile(
@@ -143,15 +164,53 @@ def fit(
     )
     with console.progress() as bar:
         log = model.fit(
-            x_train,
-            y_train,
-            batch_size=recipe.batch_size,
+            Batches(images, labels, recipe),
             epochs=epochs,
             validation_data=(dataset.x_val, dataset.y_val),
             verbose=0,
             callbacks=[*callbacks, EpochProgress(bar, description, epochs)],
         )
     return _epochs(log.history, recipe)
+
+
+class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no types
+    """The training images in a new order every epoch, and distorted anew where the recipe says so.
+
+    Args:
+        images: float32 [N, H, W, C].
+        labels: int64 [N].
+        recipe: Gives the batch size, the augmentation and the seed.
+    """
+
+    def __init__(self, images: Images, labels: Labels, recipe: Recipe) -> None:
+        super().__init__()
+        self._images, self._labels = images, labels
+        self._batch_size = recipe.batch_size
+        plan = recipe.augmentation
+        self._plan: Augmentation | None = plan if plan and plan.copies == 0 else None
+        self._seed, self._epoch = recipe.seed, 0
+        self._order = self._draw_order()
+
+    def __len__(self) -> int:
+        """Returns the number of batches."""
+        return math.ceil(len(self._labels) / self._batch_size)
+
+    def __getitem__(self, index: int) -> tuple[Images, Labels]:
+        """Returns a batch: float32 [B, H, W, C] and int64 [B]."""
+        chosen = self._order[index * self._batch_size : (index + 1) * self._batch_size]
+        images = self._images[chosen]
+        if self._plan is not None:
+            random = np.random.default_rng((self._seed, self._epoch, index))
+            images = distort(images, self._plan, random)
+        return images, self._labels[chosen]
+
+    def on_epoch_end(self) -> None:
+        """Called by Keras after each epoch."""
+        self._epoch += 1
+        self._order = self._draw_order()
+
+    def _draw_order(self) -> npt.NDArray[np.int64]:
+        return np.random.default_rng((self._seed, self._epoch)).permutation(len(self._labels))
 
 
 def steps_per_epoch(recipe: Recipe, dataset: Dataset) -> int:

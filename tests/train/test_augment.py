@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from edgekiln.train.augment import _sample as sample
-from edgekiln.train.augment import augment
+from edgekiln.train.augment import augment, distort
 from edgekiln.train.recipe import Augmentation
 
 STILL = Augmentation(copies=1, rotation_degrees=0, shift_pixels=0, zoom=0)
@@ -73,3 +73,12 @@ def test_values_stay_within_the_originals() -> None:
     plan = Augmentation(copies=20, rotation_degrees=30, shift_pixels=3, zoom=0.3)
     images, _ = augment(IMAGES, LABELS, plan, seed=5)
     assert images.min() >= 0.0 and images.max() <= IMAGES.max()
+
+
+def test_half_of_the_images_are_mirrored() -> None:
+    images = np.tile(IMAGES[:1], (1000, 1, 1, 1))
+    plan = dataclasses.replace(STILL, flip=True)
+    distorted = distort(images, plan, np.random.default_rng(1))
+    mirrored = (distorted == images[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert ((distorted == images).all(axis=(1, 2, 3)) ^ mirrored).all()
+    assert 440 < mirrored.sum() < 560

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,8 +74,38 @@ def test_digits_values() -> None:
         assert labels.dtype == np.int64 and set(labels) == set(range(10))
 
 
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_idx_datasets(name: str, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEKILN_DATA", str(shared / "data"))
+    data = load_dataset(name)
+    split = data.split
+    assert (split.train_samples, split.val_samples, split.test_samples) == (55_000, 5_000, 10_000)
+    for images, labels, count in (
+        (data.x_train, data.y_train, 55_000),
+        (data.x_val, data.y_val, 5_000),
+        (data.x_test, data.y_test, 10_000),
+    ):
+        assert images.dtype == np.float32 and images.shape == (count, 28, 28, 1)
+        assert images.min() == 0.0 and images.max() == 1.0
+        assert labels.dtype == np.int64 and labels.shape == (count,) and set(labels) == {*range(10)}
+    assert len(data.class_names) == 10
+    assert np.all(np.bincount(data.y_test) == 1000) == (name == "fashion_mnist")
+
+
+def test_a_copy_that_is_not_there_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEKILN_DATA", str(tmp_path))
+    with pytest.raises(
+        BadInputError, match=r"mnist/train-images-idx3-ubyte\.gz: no such file .*EDGE"
+    ):
+        load_dataset("mnist")
+
+
 def test_unknown_dataset_names_the_near_one() -> None:
     with pytest.raises(BadInputError, match=r"^digit: no such data set; .*did you mean digits\?$"):
         load_dataset("digit")
-    with pytest.raises(BadInputError, match=r"^'': no such data set; allowed: digits$"):
+    with pytest.raises(
+        BadInputError, match=r"^'': no such data set; allowed: digits, fashion_mnist, mnist$"
+    ):
         load_dataset("")

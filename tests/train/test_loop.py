@@ -155,3 +155,39 @@ def test_training_prints_on_stderr_only(tmp_path: Path, capfd: pytest.CaptureFix
     out, err = capfd.readouterr()
     assert out == ""
     assert "Training digits_mlp" in err and "2/2" in err and len(err.splitlines()) == 1
+
+
+def test_batches_hold_every_image_once_in_an_order_of_their_own() -> None:
+    images = np.arange(10, dtype=np.float32).reshape(10, 1, 1, 1)
+    batches = loop.Batches(images, np.arange(10), dataclasses.replace(SMALL, batch_size=4))
+    orders = []
+    for _ in range(2):
+        parts = [batches[index] for index in range(len(batches))]
+        assert [len(labels) for _, labels in parts] == [4, 4, 2]
+        labels = np.concatenate([labels for _, labels in parts])
+        np.testing.assert_array_equal(
+            np.concatenate([images for images, _ in parts]).reshape(-1), labels
+        )
+        orders.append(labels.tolist())
+        batches.on_epoch_end()
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) == list(range(10))
+
+
+def test_images_are_distorted_anew_every_epoch() -> None:
+    plan = Augmentation(copies=0, rotation_degrees=10, shift_pixels=1, zoom=0.1)
+    recipe = dataclasses.replace(SMALL, augmentation=plan, batch_size=4)
+    images = np.random.default_rng(1).uniform(size=(4, 8, 8, 1)).astype(np.float32)
+    batches = loop.Batches(images, np.arange(4), recipe)
+    first, labels = batches[0]
+    np.testing.assert_array_equal(first, batches[0][0])
+    batches.on_epoch_end()
+    second, other_labels = batches[0]
+    assert not np.array_equal(first[np.argsort(labels)], second[np.argsort(other_labels)])
+
+
+def test_training_in_bfloat16_ends_in_a_float32_model(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(SMALL, dtype_policy="mixed_bfloat16", min_float_accuracy=0.9)
+    train_recipe(recipe, tmp_path)
+    model = read_model(tmp_path / "model.keras")
+    assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+    assert keras.config.dtype_policy().name == "float32"
