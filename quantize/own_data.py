@@ -126,8 +126,10 @@ class Archive:
         train = self._part(keys, _LABELS)
         test_keys = {name: key + _TEST for name, key in keys.items()}
         there = [key for key in test_keys.values() if key in self.arrays]
-        for part, suffix in ((train, ""), *([(self._part(test_keys, _LABELS + _TEST), _TEST)]
-                                            if there else [])):
+        for part, suffix in (
+            (train, ""),
+            *([(self._part(test_keys, _LABELS + _TEST), _TEST)] if there else []),
+        ):
             self._check_part(part, shape, suffix)
         if not there:
             if f"{_LABELS}{_TEST}" in self.arrays:
@@ -144,9 +146,7 @@ class Archive:
         for key in keys.values():
             if key not in self.arrays:
                 raise self._missing(key)
-        return Part(
-            {name: self.arrays[key] for name, key in keys.items()}, self.arrays.get(labels)
-        )
+        return Part({name: self.arrays[key] for name, key in keys.items()}, self.arrays.get(labels))
 
     def _missing(self, key: str, hint: str = "") -> BadInputError:
         return BadInputError(
