@@ -18,9 +18,9 @@ from edgekiln.quantize.channels.lanes import Lanes
 from edgekiln.quantize.channels.tracer import Layer, Rule, Setting, Term, Tracer
 from edgekiln.train.quiet_keras import keras
 
-CHANNEL_BYTES = 13
-"""Bytes of an output channel in the compiled model beside its weights: bias, multiplier and
-shift are four bytes each at most, and one byte stands for alignment."""
+CHANNEL_BYTES = 9
+"""Bytes of an output channel in the compiled model beside its weights: an int32 bias, an int32
+multiplier and an int8 shift."""
 
 _layers = keras.layers
 
@@ -303,9 +303,11 @@ _RULES: dict[type, Rule] = {
 }
 _MERGING_OPERATIONS = frozenset(("Add", "Subtract", "Multiply", "Maximum", "Minimum"))
 _CHANNELWISE_OPERATIONS = frozenset(
-    ("Abs", "Absolute", "Clip", "Elu", "Exp", "Gelu", "HardSigmoid", "HardSilu", "LeakyRelu")
-    + ("Negative", "Relu", "Relu6", "Selu", "Sigmoid", "Silu", "Softplus", "Softsign", "Sqrt")
-    + ("Square", "Tanh")
+    (
+        *("Abs", "Absolute", "Clip", "Elu", "Exp", "Gelu", "HardSigmoid", "HardSilu", "LeakyRelu"),
+        *("Negative", "Relu", "Relu6", "Selu", "Sigmoid", "Silu", "Softplus", "Softsign", "Sqrt"),
+        *("Square", "Tanh"),
+    )
 )
 _MULTIPLYING = frozenset(
     ("AdditiveAttention", "Attention", "Dot", "Einsum", "Inner", "Matmul", "Outer", "Tensordot")
