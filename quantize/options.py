@@ -132,8 +132,9 @@ class QuantizeOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the options as JSON values."""
-        return {name: value if value is None else _plain(value)
-                for name, value in asdict(self).items()}
+        return {
+            name: value if value is None else _plain(value) for name, value in asdict(self).items()
+        }
 
 
 def _plain(value: object) -> object:

@@ -173,18 +173,6 @@ def shape_of_keras(model: Any, where: object) -> ModelShape:
     )
 
 
-def read_shape(summary: Mapping[str, Any]) -> ModelShape:
-    """Returns what a model takes and gives, in the order of the quantized file.
-
-    Args:
-        summary: What `quantize_file` returned, or what stands in ``quantize.json``.
-    """
-    return ModelShape(
-        {port["name"]: tuple(port["shape"][1:]) for port in summary["inputs"]},
-        tuple(tuple(port["shape"][1:]) for port in summary["outputs"]),
-    )
-
-
 def _shape_of_tflite(path: Path) -> ModelShape:
     signature = litert.read_signature(path.read_bytes(), path)
     return ModelShape(
@@ -229,9 +217,7 @@ def _converter_source(subject: _Subject, scratch: Path) -> Path:
     return target
 
 
-def _compress(
-    subject: _Subject, data: OwnData, directory: Path, options: QuantizeOptions
-) -> None:
+def _compress(subject: _Subject, data: OwnData, directory: Path, options: QuantizeOptions) -> None:
     """Removes channels, makes weights zero, trains with rounding: what of it was asked for."""
     from edgekiln.quantize.own_training import Trainer
 
@@ -292,7 +278,9 @@ def _summarize(
     quantized = (directory / options.output_name).read_bytes()
     signature = litert.read_signature(quantized, options.output_name)
     wanted = litert.run_real(floating, data.test.x, FLOAT_NAME, "Running the float model")
-    got = litert.run_real(quantized, data.test.x, options.output_name, "Running the quantized model")
+    got = litert.run_real(
+        quantized, data.test.x, options.output_name, "Running the quantized model"
+    )
     agreement = compare_outputs(wanted, got)
     facts = dict(subject.facts)
     compressed_accuracy = facts.pop("accuracy", None)
@@ -321,9 +309,7 @@ def _summarize(
     }
 
 
-def compare_outputs(
-    wanted: Mapping[str, Array], got: Mapping[str, Array]
-) -> tuple[Agreement, ...]:
+def compare_outputs(wanted: Mapping[str, Array], got: Mapping[str, Array]) -> tuple[Agreement, ...]:
     """Compares the outputs of a quantized model with those of the float one.
 
     Args:

@@ -62,6 +62,18 @@ class ModelShape:
         return size if size is not None and size > 1 else None
 
 
+def read_shape(summary: Mapping[str, Any]) -> ModelShape:
+    """Returns what a model takes and gives, in the order of the quantized file.
+
+    Args:
+        summary: What stands in ``quantize.json``.
+    """
+    return ModelShape(
+        {port["name"]: tuple(port["shape"][1:]) for port in summary["inputs"]},
+        tuple(tuple(port["shape"][1:]) for port in summary["outputs"]),
+    )
+
+
 @dataclass(frozen=True)
 class Part:
     """Some samples.
@@ -124,23 +136,16 @@ class Archive:
         """
         keys = _keys(self, shape)
         train = self._part(keys, _LABELS)
+        self._check_part(train, shape, "")
         test_keys = {name: key + _TEST for name, key in keys.items()}
-        there = [key for key in test_keys.values() if key in self.arrays]
-        for part, suffix in (
-            (train, ""),
-            *([(self._part(test_keys, _LABELS + _TEST), _TEST)] if there else []),
-        ):
-            self._check_part(part, shape, suffix)
-        if not there:
-            if f"{_LABELS}{_TEST}" in self.arrays:
-                raise self._missing(next(iter(test_keys.values())), "y_test belongs to it")
+        if not any(key in self.arrays for key in (*test_keys.values(), _LABELS + _TEST)):
             return _hold_out(train, self.path)
         test = self._part(test_keys, _LABELS + _TEST)
+        self._check_part(test, shape, _TEST)
         if train.y is not None and test.y is None:
-            raise self._missing("y_test", "y has labels, and x_test needs them too")
-        return OwnData(
-            train, test, _split_of("the file's own test part", 0, len(train), np.arange(len(test)))
-        )
+            raise self._missing(_LABELS + _TEST, "the other samples have labels")
+        split = _split_of("the file's own test part", 0, len(train), np.arange(len(test)))
+        return OwnData(train, test, split)
 
     def _part(self, keys: Mapping[str, str], labels: str) -> Part:
         for key in keys.values():

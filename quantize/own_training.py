@@ -125,9 +125,7 @@ class Trainer:
     def train_quantized(self) -> dict[str, Any]:
         """Trains with rounded weights and activations; returns the history."""
         narrow = self._options.scheme is Format.INT4_WEIGHTS
-        config = QatConfig(
-            weight_bits=4 if narrow else 8, weight_scale="lsq" if narrow else "max"
-        )
+        config = QatConfig(weight_bits=4 if narrow else 8, weight_scale="lsq" if narrow else "max")
         few = self._data.representative(_CALIBRATION_SAMPLES)
         self.model = quantize_model(self.model, config, pack_inputs(self.model, few))
         history = self._fit("Training with rounding", self._options.epochs)
