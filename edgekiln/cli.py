@@ -95,14 +95,14 @@ OWN_MODEL_OPTIONS: dict[str, Callable[[F], F]] = {
     ),
     "scheme": click.option(
         "--scheme",
-        type=click.Choice(list(Format)),
+        type=click.Choice([each.value for each in Format]),
         default=Format.INT8.value,
         show_default=True,
         help="Types of weights and activations.",
     ),
     "method": click.option(
         "--method",
-        type=click.Choice(list(Method)),
+        type=click.Choice([each.value for each in Method]),
         default=Method.PTQ.value,
         show_default=True,
         help="Quantize after the training, or train further with the rounding in place.",
