@@ -16,8 +16,8 @@ from rich.table import Table
 from edgekiln import console, files
 from edgekiln.errors import BadInputError
 from edgekiln.quantize import litert
+from edgekiln.quantize.converter import convert_float, convert_int8
 from edgekiln.quantize.pruning import MagnitudePruning, measure_sparsity
-from edgekiln.quantize.ptq import convert_float, convert_int8
 from edgekiln.quantize.sparsity import PolynomialSchedule
 from edgekiln.train.datasets import Dataset, load_dataset
 from edgekiln.train.loop import accuracy, early_stopping, fit, make_reproducible, steps_per_epoch
