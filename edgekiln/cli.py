@@ -69,20 +69,18 @@ def takes_own_model(command: F) -> F:
     return cast("F", call)
 
 
-def _given(
-    data: Path | None, epochs: int | None, learning_rate: float | None, **chosen: Any
-) -> Given:
+def _given(data: Path | None, **chosen: Any) -> Given:
+    """Makes one value of all the options; those that were not given are None."""
     from edgekiln.pipeline import Given
 
-    training = {"epochs": epochs, "learning_rate": learning_rate}
-    training = {name: value for name, value in training.items() if value is not None}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
     options = QuantizeOptions(
-        **{**chosen, "method": Method(chosen["method"]), "scheme": Format(chosen["scheme"])},
-        **training,
+        **{**chosen, "method": Method(chosen["method"]), "scheme": Format(chosen["scheme"])}
     )
+    training = [name for name in ("epochs", "learning_rate") if name in chosen]
     if training and not options.trains:
         raise BadInputError(
-            f"--{next(iter(training)).replace('_', '-')} is for trainings, and there is none",
+            f"--{training[0].replace('_', '-')} is for trainings, and there is none",
             hint="give --method qat, --sparsity or --channels with it",
         )
     return Given(data, options)
@@ -148,9 +146,9 @@ file_argument = click.argument("model", type=_FILE)
 def cli() -> None:
     """Takes a Keras model to a board, and proves what arrived there.
 
-    MODEL is a recipe's name (`edgekiln models`) or a file; a Keras model comes with --data. Results go to stdout, everything
-    else to stderr. Exit codes: 0 done, 1 a check failed, 2 input that cannot be used, 3 a
-    tool or board is missing.
+    MODEL is a recipe's name (`edgekiln models`) or a file; a Keras model comes with --data.
+    Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a check failed, 2
+    input that cannot be used, 3 a tool or board is missing.
     """
 
 
@@ -171,7 +169,7 @@ def train(model: str, build_dir: Path) -> None:
 @takes_own_model
 @build_option
 def quantize(model: str, given: Given, build_dir: Path) -> None:
-    """Quantize MODEL, and prune it where its recipe says so.
+    r"""Quantize MODEL, and prune it where its recipe says so.
 
     MODEL is a recipe, or a Keras model from outside: a .keras or .h5 file or a SavedModel
     directory, with --data and the other options.
@@ -417,8 +415,8 @@ def deploy(
 
     Trains, prunes, quantizes, exports, compiles, builds, runs and measures; what has not changed
     since the last time is not done again. A Keras model from outside begins with its
-    quantization, for which --data is needed (see `edgekiln quantize --help`). Exits with 1 when an output byte of the board differs
-    from the host's.
+    quantization, for which --data is needed (see `edgekiln quantize --help`). Exits with 1 when
+    an output byte of the board differs from the host's.
     """
     from edgekiln import pipeline
 

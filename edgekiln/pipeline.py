@@ -14,8 +14,8 @@
                   <board>/       results.json and report.html, for people
 
 Each directory is a stage that runs only when what it was made from has changed. A Keras model
-from outside enters at quantize, a .tflite at export. What fails leaves the stages before it as they are, so that the next
-run goes on from there.
+from outside enters at quantize, a .tflite at export. What fails leaves the stages before it as
+they are, so that the next run goes on from there.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ from edgekiln.files import (
     write_bytes,
     write_json,
 )
-
 from edgekiln.quantize.options import QuantizeOptions
 
 if TYPE_CHECKING:
@@ -491,7 +490,8 @@ class Work:
     @functools.cached_property
     def inputs(self) -> Path:
         """inputs.npz: the held-out set in the model's codes, or random codes."""
-        sources, options = [self.int8], {}
+        sources = [self.int8]
+        options: dict[str, Any] = {}
         if self.recipe:
             options["recipe"] = self.recipe.name
         elif self.given is not None and self.given.data is not None:
