@@ -1,31 +1,66 @@
-"""Proves that a ``.tflite`` is int8 throughout, and says where it is not.
+"""Proves that a ``.tflite`` is made of the types that were wanted, and says where it is not.
 
-The converter's TFLITE_BUILTINS_INT8 is a wish: an op without an int8 form stays float, between
-a DEQUANTIZE and a QUANTIZE, without a word. This reads the file itself, and needs no TensorFlow.
+What the converter is told is a wish: an op without an int8 form stays float, between a
+DEQUANTIZE and a QUANTIZE, without a word. This reads the file itself, and needs no TensorFlow.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tflite
 
 from edgekiln.errors import BadModelError
+from edgekiln.quantize.scheme import Scheme
 
 _TYPES: dict[int, str] = {
     value: name for name, value in vars(tflite.TensorType).items() if not name.startswith("_")
 }
-#: Biases are int32; shapes, axes and paddings are int32 or int64; some weights are int4.
-_CONSTANT_TYPES = frozenset({"INT8", "INT4", "INT32", "INT64"})
 _SHOWN = 4
 
 
 @dataclass(frozen=True)
+class _Types:
+    """What a scheme is made of.
+
+    Attributes:
+        data: Types between ops.
+        constants: Types of weights and biases, shapes and axes.
+        wanted: Type of which there must be a constant, or nothing was quantized.
+    """
+
+    data: tuple[str, ...]
+    constants: tuple[str, ...]
+    wanted: str = ""
+
+    def __str__(self) -> str:
+        also = [name for name in self.constants if name not in self.data]
+        return f"{_either(self.data)} between ops, constants also {_either(also)}"
+
+
+def _either(names: Sequence[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+_FLOAT_DATA = ("FLOAT32", "INT32", "INT64", "BOOL")
+_TYPES_OF = {
+    Scheme.FLOAT32: _Types(_FLOAT_DATA, _FLOAT_DATA),
+    Scheme.FLOAT16: _Types(_FLOAT_DATA, (*_FLOAT_DATA, "FLOAT16"), wanted="FLOAT16"),
+    Scheme.DYNAMIC_RANGE: _Types(_FLOAT_DATA, (*_FLOAT_DATA, "INT8"), wanted="INT8"),
+    # Biases are int32; shapes, axes and paddings are int32 or int64; some weights are int4.
+    Scheme.INT8: _Types(("INT8",), ("INT8", "INT32", "INT64", "INT4")),
+    # Biases are int64, and constants that are added or multiplied int16.
+    Scheme.INT16X8: _Types(("INT16",), ("INT16", "INT8", "INT32", "INT64")),
+}
+
+
+@dataclass(frozen=True)
 class Finding:
-    """One tensor that an all-int8 model must not have.
+    """One tensor that a model of its scheme must not have.
 
     Attributes:
         tensor: The tensor's name.
@@ -44,33 +79,54 @@ class Finding:
 
 
 def audit_int8(tflite_bytes: bytes, where: object) -> None:
-    """Refuses a model in which data between ops is not int8, or a shape is not fixed.
+    """Refuses a model that is not `Scheme.INT8`. Raises as `audit`."""
+    audit(tflite_bytes, Scheme.INT8, where)
 
-    Constants may also be int32 or int64 (biases, shapes, axes) or int4 (weights).
+
+def audit(tflite_bytes: bytes, scheme: Scheme, where: object) -> None:
+    """Refuses a model with a tensor that is not of its scheme's types, or of no fixed shape.
 
     Args:
         tflite_bytes: The file's content.
+        scheme: What it is to be made of.
         where: The file's name, for messages.
 
     Raises:
-        BadModelError: It is not a ``.tflite``, or not all int8; the message names the
+        BadModelError: It is not a ``.tflite``, or not as wanted; the message names the
             tensors and ops.
     """
-    findings = find_problems(tflite_bytes, where)
+    findings = find_problems(tflite_bytes, where, scheme)
+    types = _TYPES_OF[scheme]
     if findings:
         shown = ", ".join(str(finding) for finding in findings[:_SHOWN])
         more = len(findings) - _SHOWN
         raise BadModelError(
-            "is not int8 with fixed shapes throughout",
+            f"is not {scheme} with fixed shapes throughout",
             where=where,
             got=shown + (f" and {more} more" if more > 0 else ""),
-            allowed="INT8 between ops, constants also INT32, INT64 or INT4",
-            hint="replace the layers that have no int8 form",
+            allowed=types,
+            hint=f"replace the layers that have no {scheme} form",
+        )
+    if types.wanted and types.wanted not in _constant_types(tflite_bytes):
+        raise BadModelError(
+            f"{scheme} found no weights to convert",
+            where=where,
+            got=f"no {types.wanted} constant",
+            hint="all weights are too small, or in layers without such a form",
         )
 
 
-def find_problems(tflite_bytes: bytes, where: object) -> tuple[Finding, ...]:
-    """Returns what keeps a model from being int8 with fixed shapes, in the order of its ops.
+def _constant_types(tflite_bytes: bytes) -> set[str]:
+    model = tflite.Model.GetRootAsModel(tflite_bytes, 0)
+    graphs = [model.Subgraphs(number) for number in range(model.SubgraphsLength())]
+    tensors = [graph.Tensors(n) for graph in graphs for n in range(graph.TensorsLength())]
+    return {_TYPES.get(t.Type(), "") for t in tensors if _is_constant(model, t)}
+
+
+def find_problems(
+    tflite_bytes: bytes, where: object, scheme: Scheme = Scheme.INT8
+) -> tuple[Finding, ...]:
+    """Returns what keeps a model from being of its scheme, in the order of its ops.
 
     Raises:
         BadModelError: It is not a ``.tflite``, or is damaged, or holds no op.
@@ -82,7 +138,7 @@ def find_problems(tflite_bytes: bytes, where: object) -> tuple[Finding, ...]:
         findings = [
             finding
             for number in range(model.SubgraphsLength())
-            for finding in _audit_subgraph(model, model.Subgraphs(number))
+            for finding in _audit_subgraph(model, model.Subgraphs(number), _TYPES_OF[scheme])
         ]
         ops = sum(model.Subgraphs(n).OperatorsLength() for n in range(model.SubgraphsLength()))
     except (struct.error, IndexError, ValueError, TypeError, AttributeError, OverflowError):
@@ -92,7 +148,7 @@ def find_problems(tflite_bytes: bytes, where: object) -> tuple[Finding, ...]:
     return tuple(findings)
 
 
-def _audit_subgraph(model: Any, graph: Any) -> Iterator[Finding]:
+def _audit_subgraph(model: Any, graph: Any, types: _Types) -> Iterator[Finding]:
     seen: set[int] = set()
     for node in range(graph.OperatorsLength()):
         operator = graph.Operators(node)
@@ -103,7 +159,7 @@ def _audit_subgraph(model: Any, graph: Any) -> Iterator[Finding]:
             if index >= 0 and index not in seen:
                 seen.add(index)
                 tensor = graph.Tensors(index)
-                problem = _problem(model, tensor)
+                problem = _problem(model, tensor, types)
                 if problem:
                     yield Finding(_name(tensor, index), op, node, problem)
 
@@ -115,13 +171,13 @@ def _name(tensor: Any, index: int) -> str:
     return (first or f"tensor {index}") + (";…" if others else "")
 
 
-def _problem(model: Any, tensor: Any) -> str:
+def _problem(model: Any, tensor: Any, types: _Types) -> str:
     """Returns what is wrong with a tensor, or an empty text."""
     type_name = _TYPES.get(tensor.Type(), f"type {tensor.Type()}")
     if _is_constant(model, tensor):
-        return "" if type_name in _CONSTANT_TYPES else f"constant {type_name}"
+        return "" if type_name in types.constants else f"constant {type_name}"
     # The cell state of an LSTM is int16 by design; it stays inside its op.
-    if type_name != "INT8" and not (tensor.IsVariable() and type_name == "INT16"):
+    if type_name not in types.data and not (tensor.IsVariable() and type_name == "INT16"):
         return type_name
     shape = [tensor.Shape(n) for n in range(tensor.ShapeLength())]
     signature = [tensor.ShapeSignature(n) for n in range(tensor.ShapeSignatureLength())]

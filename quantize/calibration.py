@@ -236,7 +236,7 @@ def _entropy_threshold(counts: npt.NDArray[np.int64], levels: int) -> int:
     if bins <= levels:
         return bins
     stride = max(1, (bins - levels) // _ENTROPY_CANDIDATES)
-    candidates = [*range(levels, bins, stride), bins]
+    candidates: list[int] = [*range(levels, bins, stride), bins]
     # Among equals the widest clips least.
     return min(candidates, key=lambda kept: (_divergence(counts, kept, levels), -kept))
 

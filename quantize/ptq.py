@@ -1,102 +1,87 @@
-"""Converts Keras models to ``.tflite``: float, or all int8 by post-training quantization."""
+"""Converts Keras models to ``.tflite`` with the converter's own post-training quantization."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from edgekiln import files
 from edgekiln.errors import BadInputError
-from edgekiln.quantize.audit import audit_int8
+from edgekiln.quantize.audit import audit
 from edgekiln.quantize.process import run_worker
+from edgekiln.quantize.representative import (
+    Representative,
+    RepresentativeSet,
+    check_representative,
+)
+from edgekiln.quantize.scheme import Scheme
 
 _WORKER = "edgekiln.quantize.worker"
+_DESCRIPTIONS = {
+    Scheme.FLOAT32: "converting to float TFLite",
+    Scheme.FLOAT16: "converting to float16 weights",
+    Scheme.DYNAMIC_RANGE: "quantizing the weights to int8",
+    Scheme.INT8: "quantizing to int8",
+    Scheme.INT16X8: "quantizing to int16 activations and int8 weights",
+}
 
 
-def convert_float(model_path: Path, output: Path) -> None:
-    """Converts a Keras model to a float32 ``.tflite`` with a batch of 1.
+def convert(
+    model_path: Path, output: Path, scheme: Scheme, representative: Representative | None = None
+) -> None:
+    """Converts a Keras model to a ``.tflite`` with a batch of 1.
+
+    Weights are quantized per channel, activations per tensor over the range from the least to
+    the greatest value that each takes on the representative data. Inputs and outputs have the
+    type of the activations.
 
     Args:
         model_path: A ``.keras`` file.
         output: The ``.tflite`` to write, whole or not at all.
-
-    Raises:
-        BadInputError: A file cannot be read or written.
-        BadModelError: The model cannot be loaded or converted.
-    """
-    files.read_input_file(model_path)
-    with tempfile.TemporaryDirectory(prefix="edgekiln-") as scratch:
-        data = _convert(model_path, None, Path(scratch), "converting to float TFLite")
-    files.write_bytes(output, data)
-
-
-def convert_int8(model_path: Path, representative: npt.NDArray[np.float32], output: Path) -> None:
-    """Quantizes a Keras model to a ``.tflite`` with a batch of 1, inputs and outputs int8.
-
-    Weights are quantized per channel, activations per tensor, over the range that each
-    takes on the representative data.
-
-    Args:
-        model_path: A ``.keras`` file of a model with one input.
-        representative: float32 [N, ...], inputs like those the model will meet.
-        output: The ``.tflite`` to write, whole or not at all.
+        scheme: The types wanted. Only int8 and int16x8 take representative data.
+        representative: float32 [N, ...], inputs like those the model will meet; of several
+            inputs an array each, in their order or by name.
 
     Raises:
         BadInputError: The representative data cannot be used, or a file cannot be read or
             written.
-        BadModelError: The model cannot be loaded or converted, or some of its tensors
-            cannot be int8; the message names them.
+        BadModelError: The model cannot be loaded or converted, or some of its tensors cannot
+            be of the types wanted; the message names them.
     """
     files.read_input_file(model_path)
-    check_representative(representative, model_path)
-    with tempfile.TemporaryDirectory(prefix="edgekiln-") as scratch:
-        samples = Path(scratch) / "representative.npy"
-        np.save(samples, representative, allow_pickle=False)
-        data = _convert(model_path, samples, Path(scratch), "quantizing to int8")
-    audit_int8(data, output)
+    if (representative is not None) != scheme.needs_representative:
+        raise BadInputError(
+            f"{scheme} takes {'' if scheme.needs_representative else 'no '}representative data",
+            where=model_path,
+        )
+    samples = None if representative is None else check_representative(representative, model_path)
+    data = _run_converter(model_path, scheme, samples)
+    audit(data, scheme, output)
     files.write_bytes(output, data)
 
 
-def check_representative(representative: npt.NDArray[np.float32], where: object) -> None:
-    """Checks what can be checked about representative data without the model.
-
-    Raises:
-        BadInputError: It is empty, not float32, or not finite.
-    """
-    if representative.dtype != np.float32:
-        raise BadInputError(
-            "the representative data have the wrong type",
-            where=where,
-            got=representative.dtype,
-            allowed="float32",
-        )
-    if representative.ndim < 2 or representative.size == 0:
-        raise BadInputError(
-            "the representative data are empty or lack the axis of samples",
-            where=where,
-            got=f"shape {representative.shape}",
-            allowed="[N, ...] with N >= 1",
-        )
-    bad = np.argwhere(~np.isfinite(representative).reshape(len(representative), -1).all(axis=1))
-    if bad.size:
-        raise BadInputError(
-            "the representative data hold NaN or infinity",
-            where=where,
-            got=f"{len(bad)} such samples, the first is number {bad[0, 0]}",
-            allowed="finite values",
-        )
+def convert_float(model_path: Path, output: Path) -> None:
+    """Converts a Keras model to a float32 ``.tflite``. Raises as `convert`."""
+    convert(model_path, output, Scheme.FLOAT32)
 
 
-def _convert(model_path: Path, samples: Path | None, scratch: Path, description: str) -> bytes:
-    output = scratch / "model.tflite"
-    job = {
-        "task": "convert",
-        "model": str(model_path),
-        "representative": None if samples is None else str(samples),
-        "output": str(output),
-    }
-    run_worker(_WORKER, job, where=model_path, description=description)
-    return output.read_bytes()
+def convert_int8(model_path: Path, representative: Representative, output: Path) -> None:
+    """Quantizes a Keras model to an int8 ``.tflite``. Raises as `convert`."""
+    convert(model_path, output, Scheme.INT8, representative)
+
+
+def _run_converter(model_path: Path, scheme: Scheme, samples: RepresentativeSet | None) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="edgekiln-") as scratch:
+        output, archive = Path(scratch) / "model.tflite", Path(scratch) / "representative.npz"
+        if samples is not None:
+            samples.write(archive)
+        job = {
+            "task": "convert",
+            "model": str(model_path),
+            "scheme": str(scheme),
+            "representative": None if samples is None else str(archive),
+            "names": None if samples is None else samples.names,
+            "output": str(output),
+        }
+        run_worker(_WORKER, job, where=model_path, description=_DESCRIPTIONS[scheme])
+        return output.read_bytes()

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from edgekiln import files
-from edgekiln.errors import BadInputError
 from edgekiln.quantize.process import Job, Report, serve
+from edgekiln.quantize.representative import InputShape, batches, read_representative
+from edgekiln.quantize.scheme import Scheme
 
 
 def convert(job: Job, report: Report) -> Job:
-    """Converts ``job["model"]`` to ``job["output"]``: int8 with ``representative``, else float.
+    """Converts ``job["model"]`` to ``job["output"]`` with the types of ``job["scheme"]``.
 
     The model goes through a SavedModel with a batch of 1: straight from Keras the converter
     keeps a dynamic batch, which costs SHAPE and STRIDED_SLICE ops on the device.
@@ -28,48 +28,50 @@ def convert(job: Job, report: Report) -> Job:
     model = read_model(Path(job["model"]))
     samples = None
     if job["representative"] is not None:
-        samples = np.load(job["representative"], allow_pickle=False)
-        _check_shape(samples, model, job["model"])
+        inputs = [InputShape(tensor.name, tuple(tensor.shape[1:])) for tensor in model.inputs]
+        read = read_representative(Path(job["representative"]), job["names"])
+        samples = read.for_inputs(inputs, job["model"])
     report("freezing the model")
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as scratch:
-        signature = [
-            keras.InputSpec(shape=(1, *tensor.shape[1:]), dtype=tensor.dtype, name=tensor.name)
-            for tensor in model.inputs
-        ]
-        model.export(scratch, format="tf_saved_model", verbose=False, input_signature=signature)
+        # A Sequential model that was read from a file has no `input`.
+        taken = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+        signature = keras.tree.map_structure(
+            lambda tensor: keras.InputSpec(
+                shape=(1, *tensor.shape[1:]), dtype=tensor.dtype, name=tensor.name
+            ),
+            taken,
+        )
+        model.export(scratch, format="tf_saved_model", verbose=False, input_signature=[signature])
         converter = tensorflow.lite.TFLiteConverter.from_saved_model(scratch)
+        _set_types(converter, Scheme(job["scheme"]), tensorflow)
         if samples is not None:
-            _want_int8(converter, samples, tensorflow)
+            _set_representative(converter, samples)
         report("converting")
         files.write_bytes(Path(job["output"]), converter.convert())
     return {}
 
 
-def _check_shape(samples: npt.NDArray[Any], model: Any, where: str) -> None:
-    if len(model.inputs) != 1:
-        raise BadInputError(
-            "the model has several inputs", where=where, got=len(model.inputs), allowed="one"
-        )
-    wanted = tuple(model.inputs[0].shape[1:])
-    if samples.shape[1:] != wanted:
-        raise BadInputError(
-            "the representative data do not fit the model's input",
-            where=where,
-            got=f"samples of shape {samples.shape[1:]}",
-            allowed=f"shape {wanted}",
-        )
+def _set_types(converter: Any, scheme: Scheme, tensorflow: Any) -> None:
+    lite = tensorflow.lite
+    if scheme is not Scheme.FLOAT32:
+        converter.optimizations = [lite.Optimize.DEFAULT]
+    if scheme is Scheme.FLOAT16:
+        converter.target_spec.supported_types = [tensorflow.float16]
+    elif scheme is Scheme.INT8:
+        converter.target_spec.supported_ops = [lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = converter.inference_output_type = tensorflow.int8
+    elif scheme is Scheme.INT16X8:
+        ops = lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+        converter.target_spec.supported_ops = [ops]
+        converter.inference_input_type = converter.inference_output_type = tensorflow.int16
 
 
-def _want_int8(converter: Any, samples: npt.NDArray[Any], tensorflow: Any) -> None:
-    def representative_dataset() -> Iterator[list[npt.NDArray[Any]]]:
-        for sample in samples:
-            yield [sample[np.newaxis]]
+def _set_representative(converter: Any, samples: Mapping[str, npt.NDArray[Any]]) -> None:
+    # By name: the order of a converted model's inputs is not Keras's.
+    def representative_dataset() -> Iterator[dict[str, npt.NDArray[Any]]]:
+        yield from batches(samples, 1)
 
-    converter.optimizations = [tensorflow.lite.Optimize.DEFAULT]
     converter.representative_dataset = representative_dataset
-    converter.target_spec.supported_ops = [tensorflow.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    converter.inference_input_type = tensorflow.int8
-    converter.inference_output_type = tensorflow.int8
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tflite_builder import BuiltOp, BuiltTensor, activation, build_model, constant
 
 from edgekiln.errors import BadModelError
-from edgekiln.quantize.audit import Finding, audit_int8, find_problems
+from edgekiln.quantize.audit import Finding, audit, audit_int8, find_problems
+from edgekiln.quantize.scheme import Scheme
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 MLPERF_TINY = [
@@ -70,6 +71,50 @@ def test_models_of_others_that_are_not_int8(name: str, problem: str, shared: Pat
 
 def test_int8_weights_and_int32_biases_pass() -> None:
     audit_int8(dense_model(np.ones((3, 4), np.int8), np.ones(3, np.int32)), "m")
+
+
+MIXED = {
+    Scheme.FLOAT32: ("FLOAT32", np.float32, np.float32),
+    Scheme.FLOAT16: ("FLOAT32", np.float16, np.float32),
+    Scheme.DYNAMIC_RANGE: ("FLOAT32", np.int8, np.float32),
+    Scheme.INT8: ("INT8", np.int8, np.int32),
+    Scheme.INT16X8: ("INT16", np.int8, np.int64),
+}
+
+
+def scheme_model(scheme: Scheme) -> bytes:
+    data, weights, bias = MIXED[scheme]
+    tensors = [
+        BuiltTensor((1, 4), data),
+        BuiltTensor((3, 4), np.dtype(weights).name.upper(), data=np.ones((3, 4), weights)),
+        BuiltTensor((3,), np.dtype(bias).name.upper(), data=np.ones(3, bias)),
+        BuiltTensor((1, 3), data),
+    ]
+    op = BuiltOp("FULLY_CONNECTED", [0, 1, 2], [3], "FullyConnectedOptions")
+    return build_model(tensors, [op], [0], [3])
+
+
+@pytest.mark.parametrize("scheme", Scheme)
+def test_every_scheme_takes_its_own_models_alone(scheme: Scheme) -> None:
+    audit(scheme_model(scheme), scheme, "m")
+    for other in set(Scheme) - {scheme, Scheme.FLOAT32}:
+        with pytest.raises(BadModelError, match=f"{other} "):
+            audit(scheme_model(scheme), other, "m")
+
+
+def test_the_message_names_the_scheme_and_its_types() -> None:
+    with pytest.raises(BadModelError) as caught:
+        audit(scheme_model(Scheme.INT8), Scheme.INT16X8, "m.tflite")
+    assert str(caught.value) == (
+        "m.tflite: is not int16x8 with fixed shapes throughout; got INT8 't0' (FULLY_CONNECTED, "
+        "node 0), INT8 't3' (FULLY_CONNECTED, node 0); allowed: INT16 between ops, constants also "
+        "INT8, INT32 or INT64; replace the layers that have no int16x8 form"
+    )
+
+
+def test_a_scheme_that_changed_no_weights_is_refused() -> None:
+    with pytest.raises(BadModelError, match=r"^m: float16 found no weights to convert; got no FLO"):
+        audit(scheme_model(Scheme.FLOAT32), Scheme.FLOAT16, "m")
 
 
 def test_float_constants_are_named() -> None:

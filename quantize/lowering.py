@@ -1,0 +1,311 @@
+"""Rewrites a Keras model into the few layers that have an int8 form of their own.
+
+What is left afterwards: Conv2D, DepthwiseConv2D, Conv2DTranspose and Dense with a linear, relu or
+relu6 activation; Add, Subtract and Multiply of two tensors; Concatenate; ReLU, LeakyReLU, and
+Activation with sigmoid, tanh or softmax; pooling, padding, cropping, upsampling, reshaping; layers
+that do nothing at inference; BatchNormalization. The float outputs stay the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edgekiln.errors import UnsupportedOpError
+from edgekiln.quantize.batch_norm import norm_factors
+from edgekiln.quantize.keras_graph import (
+    Call,
+    LayerCopies,
+    build_model,
+    copy_layer,
+    read_composition,
+    read_graph,
+)
+from edgekiln.train.quiet_keras import keras
+
+_layers = keras.layers
+_activations = keras.activations
+
+WEIGHTED = (_layers.Conv2D, _layers.DepthwiseConv2D, _layers.Conv2DTranspose, _layers.Dense)
+ARITHMETIC = (_layers.Add, _layers.Subtract, _layers.Multiply)
+#: Values go through as they are, perhaps fewer, or zeros with them.
+MOVING = (
+    _layers.Cropping1D,
+    _layers.Cropping2D,
+    _layers.Flatten,
+    _layers.GlobalMaxPooling1D,
+    _layers.GlobalMaxPooling2D,
+    _layers.MaxPooling1D,
+    _layers.MaxPooling2D,
+    _layers.Permute,
+    _layers.RepeatVector,
+    _layers.Reshape,
+    _layers.ZeroPadding1D,
+    _layers.ZeroPadding2D,
+)
+#: Values between those that go in.
+AVERAGING = (_layers.AveragePooling1D, _layers.AveragePooling2D)
+MEANS = (_layers.GlobalAveragePooling1D, _layers.GlobalAveragePooling2D)
+#: Nothing at inference.
+TRANSPARENT = (
+    _layers.ActivityRegularization,
+    _layers.AlphaDropout,
+    _layers.Dropout,
+    _layers.GaussianDropout,
+    _layers.GaussianNoise,
+    _layers.Identity,
+    _layers.SpatialDropout1D,
+    _layers.SpatialDropout2D,
+)
+_FUSED = (_activations.linear, _activations.relu, _activations.relu6)
+#: Operations of keras.ops that have a layer of the same meaning; the functions make `Call`s whose
+#: layer is of an internal class, which only its name tells.
+_OPERATIONS = {
+    "Add": _layers.Add,
+    "Subtract": _layers.Subtract,
+    "Multiply": _layers.Multiply,
+}
+_FUNCTIONS = {
+    "Relu": _activations.relu,
+    "Relu6": _activations.relu6,
+    "Sigmoid": _activations.sigmoid,
+    "Silu": _activations.silu,
+    "Tanh": _activations.tanh,
+}
+
+
+def lower_model(model: Any) -> Any:
+    """Returns the model made of the layers named above, with BatchNormalization as it was.
+
+    Raises:
+        BadModelError: The model is subclassed, or a layer cannot be copied.
+        UnsupportedOpError: A layer has no int8 form.
+    """
+    return build_model(read_graph(model), _Lowering().rebuild)
+
+
+def lower_batch_norms(model: Any) -> Any:
+    """Returns a lowered model with each BatchNormalization as a depthwise 1x1 convolution."""
+    return build_model(read_graph(model), _Norms().rebuild)
+
+
+class _Norms:
+    def __init__(self) -> None:
+        self._copies = LayerCopies()
+
+    def rebuild(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if not isinstance(call.layer, _layers.BatchNormalization):
+            return self._copies.call(call, args, kwargs)
+        (x,) = args
+        shape = tuple(x.shape[1:])
+        if call.layer.axis not in (-1, len(shape)):
+            raise unsupported(call, f"axis {call.layer.axis}", "the last axis")
+        factor, shift = norm_factors(call.layer)
+        layer = _layers.DepthwiseConv2D(1, name=self._copies.unique(call.name))
+        y = x if len(shape) == 3 else self._reshape(x, (1,) * (3 - len(shape)) + shape, call)
+        y = layer(y)
+        layer.set_weights([factor.reshape(1, 1, -1, 1), shift])
+        return y if len(shape) == 3 else self._reshape(y, shape, call)
+
+    def _reshape(self, x: Any, shape: tuple[int, ...], call: Call) -> Any:
+        return _layers.Reshape(shape, name=self._copies.unique(f"{call.name}_reshape"))(x)
+
+
+class _Lowering:
+    def __init__(self) -> None:
+        self._copies = LayerCopies()
+        self._split: dict[tuple[int, str], Any] = {}
+
+    def rebuild(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        layer = call.layer
+        if getattr(layer, "data_format", "channels_last") != "channels_last":
+            raise unsupported(call, f"data_format {layer.data_format}", "channels_last")
+        if not _is_kerass(layer):
+            return self._inline(call, args, kwargs)
+        if type(layer).__name__ in _OPERATIONS and not isinstance(layer, keras.Layer):
+            return self._operation(call, args)
+        if type(layer).__name__ in _FUNCTIONS and not isinstance(layer, keras.Layer):
+            return self._activate(call, args[0], _FUNCTIONS[type(layer).__name__])
+        if isinstance(layer, ARITHMETIC):
+            return self._chain(call, type(layer), args[0])
+        if isinstance(layer, _layers.Concatenate | _layers.BatchNormalization):
+            return self._copies.call(call, args, kwargs)
+        if len(args) != 1 or isinstance(args[0], list | tuple | dict):
+            raise unsupported(call, "call", "a layer of one tensor")
+        (x,) = args
+        if isinstance(layer, _layers.SeparableConv2D):
+            return self._separable(call, x)
+        if isinstance(layer, _layers.Conv1D | _layers.DepthwiseConv1D):
+            return self._one_dimensional(call, x)
+        if isinstance(layer, WEIGHTED):
+            return self._weighted(call, x)
+        if isinstance(layer, _layers.Activation):
+            return self._activate(call, x, layer.activation)
+        if isinstance(layer, _layers.Softmax):
+            if layer.axis not in (-1, len(x.shape) - 1):
+                raise unsupported(call, f"axis {layer.axis}", "the last axis")
+            return self._activate(call, x, _activations.softmax)
+        if isinstance(layer, _layers.ReLU):
+            return self._relu(call, x)
+        if isinstance(layer, _layers.LeakyReLU | _layers.UpSampling2D):
+            return self._copies.call(call, args, kwargs)
+        if isinstance(layer, (*MOVING, *AVERAGING, *MEANS, *TRANSPARENT)):
+            return self._copies.call(call, args, kwargs)
+        raise unsupported(call)
+
+    def _make(self, call: Call, suffix: str, kind: Any, **options: Any) -> Any:
+        """Returns a layer that a call is split into: the same for each call of one layer."""
+        key = (id(call.layer), suffix)
+        if key not in self._split:
+            name = self._copies.unique(call.name + suffix)
+            self._split[key] = kind(name=name, **options)
+        return self._split[key]
+
+    def _weighted(self, call: Call, x: Any) -> Any:
+        activation = call.layer.activation
+        fused = activation in _FUSED
+        layer = self._split.get((id(call.layer), ""))
+        if layer is None:
+            kept = {} if fused else {"activation": "linear"}
+            layer = copy_layer(call, self._copies.unique(call.name), **kept)
+            self._split[id(call.layer), ""] = layer
+        y = layer(x)
+        layer.set_weights(call.layer.get_weights())
+        return y if fused else self._activate(call, y, activation)
+
+    def _separable(self, call: Call, x: Any) -> Any:
+        layer = call.layer
+        shared = {"padding": layer.padding, "strides": layer.strides}
+        depthwise = self._make(
+            call,
+            "_depthwise",
+            _layers.DepthwiseConv2D,
+            kernel_size=layer.kernel_size,
+            depth_multiplier=layer.depth_multiplier,
+            dilation_rate=layer.dilation_rate,
+            use_bias=False,
+            **shared,
+        )
+        pointwise = self._make(
+            call, "", _layers.Conv2D, filters=layer.filters, kernel_size=1, use_bias=layer.use_bias
+        )
+        y = pointwise(depthwise(x))
+        first, *rest = layer.get_weights()
+        depthwise.set_weights([first])
+        pointwise.set_weights(rest)
+        return self._activate(call, y, layer.activation)
+
+    def _one_dimensional(self, call: Call, x: Any) -> Any:
+        """A convolution over [L, C] as one over [1, L, C]."""
+        layer = call.layer
+        length, channels = x.shape[1:]
+        if length is None:
+            raise unsupported(call, "input of free length", "a known shape")
+        if layer.padding == "causal":
+            left = layer.dilation_rate[0] * (layer.kernel_size[0] - 1)
+            x = self._make(call, "_padding", _layers.ZeroPadding1D, padding=(left, 0))(x)
+            length += left
+        options: dict[str, Any] = {
+            "kernel_size": (1, *layer.kernel_size),
+            # Strides over a height of 1 have no effect, but depthwise ones must be square.
+            "strides": layer.strides[0],
+            "dilation_rate": (1, *layer.dilation_rate),
+            "padding": "valid" if layer.padding == "causal" else layer.padding,
+            "use_bias": layer.use_bias,
+        }
+        if isinstance(layer, _layers.Conv1D):
+            options |= {"filters": layer.filters, "groups": layer.groups}
+            kind = _layers.Conv2D
+        else:
+            options |= {"depth_multiplier": layer.depth_multiplier}
+            kind = _layers.DepthwiseConv2D
+        flat = self._make(call, "", kind, **options)
+        wide = _layers.Reshape((1, length, channels), name=self._unique(call, "_reshape"))
+        y = flat(wide(x))
+        kernel, *bias = layer.get_weights()
+        flat.set_weights([kernel[np.newaxis], *bias])
+        if layer.activation in _FUSED:
+            y = self._activate(call, y, layer.activation)
+        narrow = _layers.Reshape(tuple(y.shape[2:]), name=self._unique(call, "_reshape"))
+        y = narrow(y)
+        return y if layer.activation in _FUSED else self._activate(call, y, layer.activation)
+
+    def _unique(self, call: Call, suffix: str) -> str:
+        return self._copies.unique(call.name + suffix)
+
+    def _activate(self, call: Call, x: Any, activation: Any) -> Any:
+        """Applies an activation as layers of its own, named after the call's."""
+        if activation is _activations.linear:
+            return x
+        kind = getattr(activation, "__name__", str(activation))
+        name = call.name if isinstance(call.layer, _layers.Activation) else f"{call.name}_{kind}"
+        name = self._copies.unique(name)
+        if activation is _activations.relu:
+            return _layers.ReLU(name=name)(x)
+        if activation is _activations.relu6:
+            return _layers.ReLU(6.0, name=name)(x)
+        if activation is _activations.leaky_relu:
+            return _layers.LeakyReLU(0.2, name=name)(x)
+        if activation is _activations.silu:
+            gate = _layers.Activation("sigmoid", name=self._copies.unique(f"{name}_sigmoid"))(x)
+            return _layers.Multiply(name=name)([x, gate])
+        if activation in (_activations.sigmoid, _activations.tanh, _activations.softmax):
+            return _layers.Activation(activation, name=name)(x)
+        raise unsupported(
+            call,
+            f"activation {kind}",
+            "linear, relu, relu6, leaky_relu, sigmoid, tanh, silu, softmax",
+        )
+
+    def _relu(self, call: Call, x: Any) -> Any:
+        layer = call.layer
+        if layer.threshold == 0 and layer.max_value is None and layer.negative_slope:
+            slope = float(layer.negative_slope)
+            return _layers.LeakyReLU(slope, name=self._copies.unique(call.name))(x)
+        if layer.threshold != 0 or layer.negative_slope or layer.max_value not in (None, 6):
+            raise unsupported(
+                call,
+                f"max_value {layer.max_value}, negative_slope {layer.negative_slope}, "
+                f"threshold {layer.threshold}",
+                "max_value None or 6, or a negative_slope alone",
+            )
+        return self._copies.call(call, (x,), {})
+
+    def _operation(self, call: Call, args: tuple[Any, ...]) -> Any:
+        tensors = [each for each in args if isinstance(each, keras.KerasTensor)]
+        if len(tensors) != 2:
+            raise unsupported(call, "an argument that is not computed", "two tensors")
+        return self._chain(call, _OPERATIONS[type(call.layer).__name__], tensors)
+
+    def _chain(self, call: Call, kind: Any, tensors: list[Any]) -> Any:
+        """Combines any number of tensors two by two, as the int8 operators do."""
+        result, *others = tensors
+        for other in others:
+            result = kind(name=self._copies.unique(call.name))([result, other])
+        return result
+
+    def _inline(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Replaces a layer from outside Keras by the layers that its ``call`` calls."""
+        try:
+            inner = read_composition(call)
+        except Exception:
+            # Whatever the layer raises on symbolic tensors: it does more than call layers.
+            raise unsupported(call, "code", "Keras layers, and layers that call these") from None
+        return inner.replay(self.rebuild, args)
+
+
+def _is_kerass(layer: Any) -> bool:
+    return type(layer).__module__.split(".")[0] == "keras"
+
+
+def unsupported(call: Call, got: str = "", allowed: str = "") -> UnsupportedOpError:
+    """Returns the error for a layer that cannot be quantized."""
+    return UnsupportedOpError(
+        "has no fake-quantized form",
+        where=f"layer '{call.path}' ({type(call.layer).__name__})",
+        got=got,
+        allowed=allowed,
+        hint="" if allowed else "replace the layer",
+    )
