@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,34 +15,45 @@ from rich.table import Table
 from edgekiln import console, files
 from edgekiln.errors import BadInputError
 from edgekiln.quantize import litert
-from edgekiln.quantize.pruning import MagnitudePruning, measure_sparsity
+from edgekiln.quantize.channels import count_macs
+from edgekiln.quantize.compress import compress
+from edgekiln.quantize.pruning import measure_sparsity
 from edgekiln.quantize.ptq import convert_float, convert_int8
-from edgekiln.quantize.sparsity import PolynomialSchedule
+from edgekiln.quantize.variants import Step, Variant
 from edgekiln.train.datasets import Dataset, load_dataset
-from edgekiln.train.loop import accuracy, early_stopping, fit, make_reproducible, steps_per_epoch
+from edgekiln.train.kept import kept_file, read_history, unpack_model
+from edgekiln.train.loop import accuracy
 from edgekiln.train.model_file import read_model, write_model
 from edgekiln.train.quiet_keras import keras
-from edgekiln.train.recipe import PruningPlan, Recipe
+from edgekiln.train.recipe import Recipe
 
 PRUNED_NAME = "pruned.keras"
 FLOAT_NAME = "float.tflite"
 INT8_NAME = "int8.tflite"
 SUMMARY_NAME = "quantize.json"
 
-_MASKS_PER_EPOCH = 10
 _REPRESENTATIVE_SAMPLES = 200
 
 
-def quantize_recipe(recipe: Recipe, model_path: Path, directory: Path) -> None:
+def quantize_recipe(
+    recipe: Recipe,
+    model_path: Path,
+    directory: Path,
+    variant: Variant | None = None,
+    *,
+    anew: bool = False,
+) -> None:
     """Prunes and quantizes a trained model, and measures what each step cost.
 
-    Writes ``float.tflite``, ``int8.tflite``, ``quantize.json`` and, where the recipe prunes,
+    Writes ``float.tflite``, ``int8.tflite``, ``quantize.json`` and, where something is pruned,
     ``pruned.keras`` into ``directory``; shows the table of accuracies.
 
     Args:
         recipe: Says on which data, and how to prune.
         model_path: The trained model, ``.keras``.
         directory: Where to write.
+        variant: What to do instead of the recipe's own pruning.
+        anew: Whether to compress again what is kept with the project.
 
     Raises:
         BadInputError: The model does not take the recipe's data, or the plan for pruning
@@ -55,9 +65,9 @@ def quantize_recipe(recipe: Recipe, model_path: Path, directory: Path) -> None:
     model = read_model(model_path)
     _check_fits(model, dataset, model_path)
     float_accuracy = accuracy(model, dataset.x_test, dataset.y_test)
-    pruned_accuracy, pruning = None, None
-    if recipe.pruning is not None:
-        pruning = prune_model(model, recipe, recipe.pruning, dataset)
+    pruned_accuracy = None
+    model, records = _compress(model, recipe, variant, dataset, anew=anew)
+    if records:
         pruned_accuracy = accuracy(model, dataset.x_test, dataset.y_test)
         model_path = directory / PRUNED_NAME
         write_model(model, model_path)
@@ -65,21 +75,25 @@ def quantize_recipe(recipe: Recipe, model_path: Path, directory: Path) -> None:
     convert_float(model_path, directory / FLOAT_NAME)
     convert_int8(model_path, representative, directory / INT8_NAME)
     int8 = (directory / INT8_NAME).read_bytes()
+    kernels = litert.choose_kernels(count_macs(model), len(dataset.y_test))
     summary = {
         "recipe": recipe.name,
+        "variant": variant.name if variant else None,
         "seed": recipe.seed,
         "dataset": dataset.name,
         "split": asdict(dataset.split),
         "accuracy": {
             "float": float_accuracy,
             "pruned": pruned_accuracy,
-            "int8_host": litert.measure_accuracy(int8, dataset.x_test, dataset.y_test, INT8_NAME),
+            "int8_host": litert.measure_accuracy(
+                int8, dataset.x_test, dataset.y_test, INT8_NAME, kernels
+            ),
             "float_runtime": f"keras {keras.__version__}",
-            "int8_runtime": litert.runtime_name(),
+            "int8_runtime": litert.runtime_name(kernels),
             "samples": len(dataset.y_test),
         },
         "sparsity": measure_sparsity(model),
-        "pruning": pruning,
+        "compression": records,
         "representative": {
             "samples": len(representative),
             "from": "training part",
@@ -91,41 +105,24 @@ def quantize_recipe(recipe: Recipe, model_path: Path, directory: Path) -> None:
     console.show(accuracy_table(summary))
 
 
-def prune_model(model: Any, recipe: Recipe, plan: PruningPlan, dataset: Dataset) -> dict[str, Any]:
-    """Prunes a trained model in place while it is fine-tuned.
+def _compress(
+    model: Any, recipe: Recipe, variant: Variant | None, dataset: Dataset, *, anew: bool
+) -> tuple[Any, list[dict[str, Any]]]:
+    """Returns the compressed model, and a record of each step; the kept one where there is one."""
+    if variant and not anew and (kept := kept_file(variant_name(recipe, variant))):
+        records = read_history(variant_name(recipe, variant))["compression"]
+        return unpack_model(kept.read_bytes(), kept), records
+    own: tuple[Step, ...] = (recipe.pruning,) if recipe.pruning else ()
+    records = []
+    for step in variant.steps if variant else own:
+        model, record = compress(model, recipe, step, dataset)
+        records.append(record)
+    return model, records
 
-    Args:
-        model: Keras model.
-        recipe: How it is trained.
-        plan: How it is pruned.
-        dataset: What it is fine-tuned on.
 
-    Returns:
-        The plan, the names of the pruned layers, and the history, as for ``quantize.json``.
-
-    Raises:
-        BadInputError: The plan makes no sense, or there is nothing to prune.
-        CheckFailedError: The training diverged.
-    """
-    steps = steps_per_epoch(recipe, dataset)
-    schedule = PolynomialSchedule(
-        final_sparsity=plan.sparsity,
-        begin_step=0,
-        end_step=plan.ramp_epochs * steps,
-        frequency=math.ceil(steps / _MASKS_PER_EPOCH),
-    )
-    pruner = MagnitudePruning(schedule, plan.exclude)
-    make_reproducible(recipe.seed)
-    epochs = fit(
-        model,
-        recipe,
-        dataset,
-        epochs=plan.epochs,
-        learning_rate=plan.learning_rate,
-        description=f"Pruning {recipe.name} to {100 * plan.sparsity:.0f} %",
-        callbacks=[early_stopping(recipe.patience, first_epoch=plan.ramp_epochs), pruner],
-    )
-    return {**asdict(plan), "layers": list(pruner.pruned_layers), "history": epochs}
+def variant_name(recipe: Recipe, variant: Variant) -> str:
+    """Returns the name of a variant's model."""
+    return f"{recipe.name}_{variant.name}"
 
 
 def choose_representative(dataset: Dataset) -> npt.NDArray[np.float32]:
