@@ -92,6 +92,7 @@ def quantize_recipe(
             "int8_runtime": litert.runtime_name(kernels),
             "samples": len(dataset.y_test),
         },
+        "parameters": model.count_params(),
         "sparsity": measure_sparsity(model),
         "compression": records,
         "representative": {
