@@ -121,9 +121,11 @@ class ActivationQuantizer(keras.layers.Layer):  # type: ignore[misc]  # Keras ha
         self.nonnegative = nonnegative
         self.fixed_range = None if fixed_range is None else tuple(fixed_range)
         self.in_training = in_training
-        #: Set while a model is converted: the range becomes a constant of the graph.
-        self.exporting = False
+        #: Set while a model is converted: the range, as a constant of the graph.
+        self.constant_range: tuple[float, float] | None = None
         self.supports_masking = True
+
+    built: bool
 
     def build(self, input_shape: Any) -> None:
         """Makes the variables. The quantizer's state is saved with the model."""
@@ -169,8 +171,8 @@ class ActivationQuantizer(keras.layers.Layer):  # type: ignore[misc]  # Keras ha
                 the range anyhow (an average of the others), so that it has no say in it.
             training: Whether a moving average goes on.
         """
-        if self.exporting:
-            low, high = (float(end) for end in self.range)
+        if self.constant_range is not None:
+            low, high = self.constant_range
             return tensorflow.quantization.fake_quant_with_min_max_args(inputs, low, high)
         if training and not self.in_training:
             return inputs
@@ -329,8 +331,8 @@ class QuantizedKernel:
     name: str
     kernel: Any
     bias: Any
-    built: bool
     add_weight: Any
+    built: bool
 
     def __init__(
         self,
