@@ -411,7 +411,7 @@ def models(as_json: bool) -> None:
 
 @cli.command()
 @click.argument("recipes", nargs=-1)
-@click.option("--train", "anew", is_flag=True, help="Train them and their variants first, anew.")
+@click.option("--train", "anew", is_flag=True, help="Train them and their variants anew instead.")
 @click.option(
     "--device-samples",
     type=click.IntRange(1),
@@ -433,6 +433,7 @@ def zoo(
     with stdout_for_results():
         if anew:
             own.make_zoo(recipes, build_dir)
+            return
         report = own.measure_zoo(recipes, build_dir, device_samples)
     if as_json:
         print_json(report)

@@ -162,7 +162,7 @@ def _compress(member: Member, directory: Path) -> None:
     if (made / PRUNED_NAME).exists():
         data = kept.pack_model(read_model(made / PRUNED_NAME))
         kept.write_kept(member.name, ".npz", data, _signed(summary, recipe.name))
-    elif variant.is_trained:
+    else:
         data = (made / INT8_NAME).read_bytes()
         kept.write_kept(member.name, ".tflite", data, _signed(summary, recipe.name))
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from edgekiln.quantize.channels import ChannelPruning, prune_and_finetune
 from edgekiln.quantize.pruning import MagnitudePruning
+from edgekiln.quantize.qat import QatConfig, quantize_model
 from edgekiln.quantize.sparsity import PolynomialSchedule
-from edgekiln.quantize.variants import ChannelStep, Step
+from edgekiln.quantize.variants import ChannelStep, QatStep, Step
 from edgekiln.train.datasets import Dataset
 from edgekiln.train.loop import accuracy, early_stopping, fit, make_reproducible, steps_per_epoch
 from edgekiln.train.recipe import PruningPlan, Recipe
 
 _MASKS_PER_EPOCH = 10
 _IMPORTANCE_SAMPLES = 1024
+_CALIBRATION_SAMPLES = 512
 
 
 def compress(
@@ -37,9 +39,13 @@ def compress(
         CheckFailedError: The training diverged.
     """
     make_reproducible(recipe.seed)
-    if isinstance(step, PruningPlan):
-        return model, _prune(model, recipe, step, dataset)
-    return _prune_channels(model, recipe, step, dataset)
+    match step:
+        case PruningPlan():
+            return model, _prune(model, recipe, step, dataset)
+        case ChannelStep():
+            return _prune_channels(model, recipe, step, dataset)
+        case QatStep():
+            return _train_quantized(model, recipe, step, dataset)
 
 
 def _prune(model: Any, recipe: Recipe, plan: PruningPlan, dataset: Dataset) -> dict[str, Any]:
@@ -68,11 +74,6 @@ def _prune(model: Any, recipe: Recipe, plan: PruningPlan, dataset: Dataset) -> d
     }
 
 
-def _as_json(plan: ChannelPruning) -> dict[str, Any]:
-    values = {one.name: getattr(plan, one.name) for one in fields(plan)}
-    return {**values, "keep": dict(plan.keep)}
-
-
 def _prune_channels(
     model: Any, recipe: Recipe, step: ChannelStep, dataset: Dataset
 ) -> tuple[Any, dict[str, Any]]:
@@ -87,9 +88,16 @@ def _prune_channels(
             callbacks=[early_stopping(recipe.patience)],
         )
 
+    plan = ChannelPruning(
+        macs_ratio=step.macs_ratio,
+        importance=step.importance,
+        rounds=step.rounds,
+        epochs=step.epochs,
+        final_epochs=step.final_epochs,
+    )
     smaller, rounds = prune_and_finetune(
         model,
-        step.plan,
+        plan,
         fine_tune,
         lambda candidate: accuracy(candidate, dataset.x_val, dataset.y_val),
         (dataset.x_train[:_IMPORTANCE_SAMPLES], dataset.y_train[:_IMPORTANCE_SAMPLES]),
@@ -97,7 +105,25 @@ def _prune_channels(
     )
     return smaller, {
         "step": "channels",
-        **_as_json(step.plan),
-        "learning_rate": step.learning_rate,
+        **asdict(step),
         "rounds": [asdict(one) for one in rounds],
     }
+
+
+def _train_quantized(
+    model: Any, recipe: Recipe, step: QatStep, dataset: Dataset
+) -> tuple[Any, dict[str, Any]]:
+    config = QatConfig(
+        weight_bits=step.weight_bits, ranges=step.ranges, weight_scale=step.weight_scale
+    )
+    quantized = quantize_model(model, config, dataset.x_train[:_CALIBRATION_SAMPLES])
+    epochs = fit(
+        quantized,
+        recipe,
+        dataset,
+        epochs=step.epochs,
+        learning_rate=step.learning_rate,
+        description=f"Training {recipe.name} with {step.weight_bits}-bit weights",
+        callbacks=[early_stopping(recipe.patience)],
+    )
+    return quantized, {"step": "qat", **asdict(step), "history": epochs}

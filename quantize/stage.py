@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from edgekiln.quantize.channels import count_macs
 from edgekiln.quantize.compress import compress
 from edgekiln.quantize.pruning import measure_sparsity
 from edgekiln.quantize.ptq import convert_float, convert_int8
+from edgekiln.quantize.qat import weight_quantizers
+from edgekiln.quantize.qat_convert import convert_qat
 from edgekiln.quantize.variants import Step, Variant
 from edgekiln.train.datasets import Dataset, load_dataset
 from edgekiln.train.kept import kept_file, read_history, unpack_model
@@ -65,15 +68,16 @@ def quantize_recipe(
     model = read_model(model_path)
     _check_fits(model, dataset, model_path)
     float_accuracy = accuracy(model, dataset.x_test, dataset.y_test)
-    pruned_accuracy = None
-    model, records = _compress(model, recipe, variant, dataset, anew=anew)
-    if records:
-        pruned_accuracy = accuracy(model, dataset.x_test, dataset.y_test)
-        model_path = directory / PRUNED_NAME
-        write_model(model, model_path)
     representative = choose_representative(dataset)
+    made = _compress(model, recipe, variant, dataset, anew=anew)
+    if made.model is not None:
+        model, model_path = made.model, directory / PRUNED_NAME
+        write_model(model, model_path)
     convert_float(model_path, directory / FLOAT_NAME)
-    convert_int8(model_path, representative, directory / INT8_NAME)
+    if made.int8 is not None:
+        files.write_bytes(directory / INT8_NAME, made.int8)
+    else:
+        convert_int8(model_path, representative, directory / INT8_NAME)
     int8 = (directory / INT8_NAME).read_bytes()
     kernels = litert.choose_kernels(count_macs(model), len(dataset.y_test))
     summary = {
@@ -84,7 +88,7 @@ def quantize_recipe(
         "split": asdict(dataset.split),
         "accuracy": {
             "float": float_accuracy,
-            "pruned": pruned_accuracy,
+            "pruned": made.accuracy,
             "int8_host": litert.measure_accuracy(
                 int8, dataset.x_test, dataset.y_test, INT8_NAME, kernels
             ),
@@ -94,7 +98,7 @@ def quantize_recipe(
         },
         "parameters": model.count_params(),
         "sparsity": measure_sparsity(model),
-        "compression": records,
+        "compression": made.records,
         "representative": {
             "samples": len(representative),
             "from": "training part",
@@ -106,19 +110,51 @@ def quantize_recipe(
     console.show(accuracy_table(summary))
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What compression made.
+
+    Attributes:
+        model: A Keras model; None where nothing was compressed, or training was quantized.
+        int8: The .tflite of a model that was trained quantized, or None.
+        accuracy: Of the Keras model, quantized in training or not, on the test set.
+        records: One for each step.
+    """
+
+    model: Any
+    int8: bytes | None
+    accuracy: float | None
+    records: list[dict[str, Any]]
+
+
 def _compress(
     model: Any, recipe: Recipe, variant: Variant | None, dataset: Dataset, *, anew: bool
-) -> tuple[Any, list[dict[str, Any]]]:
-    """Returns the compressed model, and a record of each step; the kept one where there is one."""
+) -> _Made:
+    """Compresses a trained model, or takes what is kept of that."""
     if variant and not anew and (kept := kept_file(variant_name(recipe, variant))):
-        records = read_history(variant_name(recipe, variant))["compression"]
-        return unpack_model(kept.read_bytes(), kept), records
+        return _read_kept(kept)
     own: tuple[Step, ...] = (recipe.pruning,) if recipe.pruning else ()
     records = []
     for step in variant.steps if variant else own:
         model, record = compress(model, recipe, step, dataset)
         records.append(record)
-    return model, records
+    if not records:
+        return _Made(None, None, None, [])
+    measured = accuracy(model, dataset.x_test, dataset.y_test)
+    if not weight_quantizers(model):
+        return _Made(model, None, measured, records)
+    with tempfile.TemporaryDirectory(prefix="edgekiln-") as scratch:
+        output = Path(scratch) / INT8_NAME
+        convert_qat(model, output, recipe.name)
+        return _Made(None, output.read_bytes(), measured, records)
+
+
+def _read_kept(path: Path) -> _Made:
+    history = read_history(path.stem)
+    measured, records = history["accuracy"]["pruned"], history["compression"]
+    if path.suffix == ".tflite":
+        return _Made(None, path.read_bytes(), measured, records)
+    return _Made(unpack_model(path.read_bytes(), path), None, measured, records)
 
 
 def variant_name(recipe: Recipe, variant: Variant) -> str:

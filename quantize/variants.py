@@ -4,26 +4,53 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from typing import Literal
 
 from edgekiln.errors import BadInputError
-from edgekiln.quantize.channels.plan import ChannelPruning
 from edgekiln.train.recipe import PruningPlan
 
 
 @dataclass(frozen=True)
 class ChannelStep:
-    """Channels are removed, in rounds with fine-tuning.
+    """Channels are removed, the least important of the whole model first.
 
     Attributes:
-        plan: Which channels, and the rounds.
+        macs_ratio: Share of the multiply-accumulate steps that is left, in (0, 1).
+        rounds: Rounds of pruning and fine-tuning.
+        epochs: Epochs of fine-tuning after each round but the last.
+        final_epochs: Epochs after the last round.
         learning_rate: Learning rate at the start of each round.
+        importance: How channels are ranked, as `ChannelPruning` knows it.
     """
 
-    plan: ChannelPruning
+    macs_ratio: float
+    rounds: int
+    epochs: int
+    final_epochs: int
     learning_rate: float
+    importance: Literal["l1", "bn_scale", "taylor"] = "taylor"
 
 
-Step = PruningPlan | ChannelStep
+@dataclass(frozen=True)
+class QatStep:
+    """The model is trained on with quantization in the loop; the last step of a variant.
+
+    Attributes:
+        weight_bits: 8 or 4.
+        epochs: Epochs of training.
+        learning_rate: Learning rate at the start.
+        ranges: As in `QatConfig`.
+        weight_scale: As in `QatConfig`.
+    """
+
+    weight_bits: int
+    epochs: int
+    learning_rate: float
+    ranges: Literal["moving_average", "lsq"] = "lsq"
+    weight_scale: Literal["max", "lsq"] = "lsq"
+
+
+Step = PruningPlan | ChannelStep | QatStep
 
 
 @dataclass(frozen=True)
@@ -53,28 +80,26 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
         Variant(
             "channels_50",
             "channels removed, with them half of the MACs",
-            (
-                ChannelStep(
-                    ChannelPruning(
-                        macs_ratio=0.5, importance="taylor", rounds=2, epochs=1, final_epochs=5
-                    ),
-                    learning_rate=7e-4,
-                ),
-            ),
+            (ChannelStep(0.5, rounds=2, epochs=1, final_epochs=5, learning_rate=7e-4),),
+        ),
+    ),
+    "ds_cnn": (
+        Variant(
+            "qat_w4",
+            "4-bit weights, trained with them",
+            (QatStep(weight_bits=4, epochs=4, learning_rate=5e-4),),
         ),
     ),
     "resnet8": (
         Variant(
             "channels_50",
             "channels removed, with them half of the MACs",
-            (
-                ChannelStep(
-                    ChannelPruning(
-                        macs_ratio=0.5, importance="taylor", rounds=2, epochs=1, final_epochs=8
-                    ),
-                    learning_rate=2e-3,
-                ),
-            ),
+            (ChannelStep(0.5, rounds=2, epochs=1, final_epochs=6, learning_rate=2e-3),),
+        ),
+        Variant(
+            "qat_w4",
+            "4-bit weights, trained with them",
+            (QatStep(weight_bits=4, epochs=4, learning_rate=5e-4),),
         ),
     ),
 }
