@@ -67,9 +67,6 @@ class Recipe:
         augmentation: Distortions of the training images, or None.
         pruning: How the trained model is pruned, or None to leave it dense.
         min_float_accuracy: Test accuracy that the float model reaches, in [0, 1].
-        dtype_policy: Keras's policy while it is trained. With ``mixed_bfloat16`` the layers
-            compute in bfloat16, which is faster where the processor has it; the weights, and the
-            model that results, are float32 all the same.
     """
 
     name: str
@@ -84,4 +81,3 @@ class Recipe:
     augmentation: Augmentation | None
     pruning: PruningPlan | None
     min_float_accuracy: float
-    dtype_policy: str = "float32"
