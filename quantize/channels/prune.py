@@ -82,7 +82,7 @@ def prune_channels(
         loss: The loss for it.
 
     Returns:
-        A new Keras model with the same layers and names.
+        A new Keras model with the same layers and names, not compiled.
 
     Raises:
         BadInputError: The model cannot be followed, nothing can be removed, the target cannot
