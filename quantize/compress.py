@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict
 from typing import Any
 
+from edgekiln.errors import BadInputError
 from edgekiln.quantize.channels import ChannelPruning, prune_and_finetune
+from edgekiln.quantize.clustering import (
+    WeightClustering,
+    estimate_packed_bits,
+    measure_clusters,
+)
 from edgekiln.quantize.pruning import MagnitudePruning
 from edgekiln.quantize.qat import QatConfig, quantize_model
-from edgekiln.quantize.sparsity import PolynomialSchedule
-from edgekiln.quantize.variants import ChannelStep, QatStep, Step
+from edgekiln.quantize.sparsity import Blocks, NofM, Pattern, PolynomialSchedule, Unstructured
+from edgekiln.quantize.variants import ChannelStep, ClusteringStep, QatStep, Step
 from edgekiln.train.datasets import Dataset
 from edgekiln.train.loop import accuracy, early_stopping, fit, make_reproducible, steps_per_epoch
 from edgekiln.train.recipe import PruningPlan, Recipe
@@ -44,6 +51,8 @@ def compress(
             return model, _prune(model, recipe, step, dataset)
         case ChannelStep():
             return _prune_channels(model, recipe, step, dataset)
+        case ClusteringStep():
+            return model, _cluster(model, recipe, step, dataset)
         case QatStep():
             return _train_quantized(model, recipe, step, dataset)
 
@@ -56,7 +65,7 @@ def _prune(model: Any, recipe: Recipe, plan: PruningPlan, dataset: Dataset) -> d
         end_step=plan.ramp_epochs * steps,
         frequency=math.ceil(steps / _MASKS_PER_EPOCH),
     )
-    pruner = MagnitudePruning(schedule, plan.exclude)
+    pruner = MagnitudePruning(schedule, plan.exclude, pattern=parse_pattern(plan.pattern))
     epochs = fit(
         model,
         recipe,
@@ -70,6 +79,42 @@ def _prune(model: Any, recipe: Recipe, plan: PruningPlan, dataset: Dataset) -> d
         "step": "pruning",
         **asdict(plan),
         "layers": list(pruner.pruned_layers),
+        "history": epochs,
+    }
+
+
+def parse_pattern(text: str) -> Pattern:
+    """Returns the pattern that a plan names: ``unstructured``, ``2:4``, ``1x4``.
+
+    Raises:
+        BadInputError: It is none.
+    """
+    if text == "unstructured":
+        return Unstructured()
+    if match := re.fullmatch(r"(\d{1,3}):(\d{1,3})", text):
+        return NofM(int(match[1]), int(match[2]))
+    if match := re.fullmatch(r"1x(\d{1,3})", text):
+        return Blocks(int(match[1]))
+    raise BadInputError(
+        "pruning: unknown pattern", got=text or "''", allowed="unstructured, n:m or 1xw"
+    )
+
+
+def _cluster(model: Any, recipe: Recipe, step: ClusteringStep, dataset: Dataset) -> dict[str, Any]:
+    epochs = fit(
+        model,
+        recipe,
+        dataset,
+        epochs=step.epochs,
+        learning_rate=step.learning_rate,
+        description=f"Clustering {recipe.name} to {step.clusters} values a kernel",
+        callbacks=[early_stopping(recipe.patience), WeightClustering(step.clusters)],
+    )
+    return {
+        "step": "clustering",
+        **asdict(step),
+        "distinct_values": measure_clusters(model),
+        "packed_bits": estimate_packed_bits(model),
         "history": epochs,
     }
 

@@ -32,6 +32,21 @@ class ChannelStep:
 
 
 @dataclass(frozen=True)
+class ClusteringStep:
+    """Weights are made to share few values.
+
+    Attributes:
+        clusters: Values in a kernel, at most.
+        epochs: Epochs of fine-tuning.
+        learning_rate: Learning rate at the start.
+    """
+
+    clusters: int
+    epochs: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
 class QatStep:
     """The model is trained on with quantization in the loop; the last step of a variant.
 
@@ -50,7 +65,7 @@ class QatStep:
     weight_scale: Literal["max", "lsq"] = "lsq"
 
 
-Step = PruningPlan | ChannelStep | QatStep
+Step = PruningPlan | ChannelStep | ClusteringStep | QatStep
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,27 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
             "pruned_80",
             "four fifths of the weights are zero",
             (PruningPlan(sparsity=0.8, epochs=10, ramp_epochs=5, learning_rate=5e-4),),
+        ),
+    ),
+    "lenet5": (
+        Variant(
+            "pruned_2_4",
+            "two of four neighbouring weights are zero",
+            (
+                PruningPlan(
+                    sparsity=0.5,
+                    epochs=6,
+                    ramp_epochs=2,
+                    learning_rate=5e-4,
+                    exclude=("c1",),
+                    pattern="2:4",
+                ),
+            ),
+        ),
+        Variant(
+            "clustered_16",
+            "sixteen values in a kernel",
+            (ClusteringStep(clusters=16, epochs=4, learning_rate=3e-4),),
         ),
     ),
     "mnist_cnn": (

@@ -163,7 +163,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no type
     """
 
     def __init__(self, images: Images, labels: Labels, recipe: Recipe) -> None:
-        super().__init__()
+        super().__init__(workers=2, max_queue_size=16)
         self._images, self._labels = images, labels
         self._batch_size = recipe.batch_size
         plan = recipe.augmentation

@@ -40,6 +40,8 @@ class PruningPlan:
         ramp_epochs: Epochs over which the sparsity rises, at most ``epochs``.
         learning_rate: Learning rate at the start of fine-tuning.
         exclude: Names of layers to leave dense.
+        pattern: Which weights go together: ``unstructured``, ``n:m`` (n of m neighbours stay,
+            2:4 for instance, and the sparsity is 1 - n/m) or ``1xw`` (w neighbours go together).
     """
 
     sparsity: float
@@ -47,6 +49,7 @@ class PruningPlan:
     ramp_epochs: int
     learning_rate: float
     exclude: tuple[str, ...] = ()
+    pattern: str = "unstructured"
 
 
 @dataclass(frozen=True)
