@@ -1,4 +1,4 @@
-"""Converts Keras models to ``.tflite`` with the converter's own post-training quantization."""
+"""Converts models to ``.tflite`` with the converter's own post-training quantization."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from edgekiln.quantize.representative import (
     RepresentativeSet,
     check_representative,
 )
+from edgekiln.quantize.saved_model import is_saved_model
 from edgekiln.quantize.scheme import Scheme
 
 _WORKER = "edgekiln.quantize.worker"
@@ -36,7 +37,7 @@ def convert(
     type of the activations.
 
     Args:
-        model_path: A ``.keras`` file.
+        model_path: A ``.keras`` or ``.h5`` file, or a SavedModel directory.
         output: The ``.tflite`` to write, whole or not at all.
         scheme: The types wanted. Only int8 and int16x8 take representative data.
         representative: float32 [N, ...], inputs like those the model will meet; of several
@@ -48,7 +49,8 @@ def convert(
         BadModelError: The model cannot be loaded or converted, or some of its tensors cannot
             be of the types wanted; the message names them.
     """
-    files.read_input_file(model_path)
+    if not is_saved_model(model_path):
+        files.read_input_file(model_path)
     if (representative is not None) != scheme.needs_representative:
         raise BadInputError(
             f"{scheme} takes {'' if scheme.needs_representative else 'no '}representative data",

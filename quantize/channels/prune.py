@@ -12,6 +12,7 @@ from edgekiln.errors import BadInputError
 from edgekiln.quantize.channels.costs import Costs, Measure, count_flash_bytes, count_macs
 from edgekiln.quantize.channels.groups import (
     ChannelGroup,
+    GroupKey,
     NothingToRemoveError,
     find_groups,
     prunable,
@@ -19,7 +20,7 @@ from edgekiln.quantize.channels.groups import (
 )
 from edgekiln.quantize.channels.importance import Loss, Scores, normalize, score_channels
 from edgekiln.quantize.channels.plan import ChannelPruning
-from edgekiln.quantize.channels.select import Chooser, Mask, Order
+from edgekiln.quantize.channels.select import Chooser, Mask, Order, fewest_channels
 from edgekiln.quantize.channels.surgery import remove_channels
 from edgekiln.quantize.channels.trace import trace
 from edgekiln.quantize.channels.tracer import Trace
@@ -81,7 +82,7 @@ def prune_channels(
         loss: The loss for it.
 
     Returns:
-        A new Keras model with the same layers and names.
+        A new Keras model with the same layers and names, not compiled.
 
     Raises:
         BadInputError: The model cannot be followed, nothing can be removed, the target cannot
@@ -150,8 +151,9 @@ def _prune_to_accuracy(
 ) -> tuple[Any, tuple[PruningRound, ...]]:
     least = rounds[0].accuracy - (plan.max_drop_points or 0) / 100
     best, reached = model, rounds[0].accuracy
+    fewest = _fewest(trace(model), plan)
     for number in range(1, plan.rounds + 1):
-        goal = _Goal("macs", int(count_macs(best) * plan.round_ratio))
+        goal = _Goal(fewest, "macs", int(count_macs(best) * plan.round_ratio))
         try:
             smaller = _prune(best, plan, goal, data, loss)
         except NothingToRemoveError:
@@ -199,14 +201,23 @@ class _Goal:
     """What one round is to reach.
 
     Attributes:
+        fewest: Channels to leave at least in each group, by its key.
         measure: What is to be at most ``amount``; None where ``counts`` are given instead.
         amount: Steps or bytes.
-        counts: Channels to leave, not rounded yet, by the makers of a group.
+        counts: Channels to leave, not rounded yet, by the key of a group.
     """
 
+    fewest: Mapping[GroupKey, int]
     measure: Measure | None
     amount: int = 0
-    counts: Mapping[tuple[str, ...], float] = field(default_factory=dict)
+    counts: Mapping[GroupKey, float] = field(default_factory=dict)
+
+
+def _fewest(traced: Trace, plan: ChannelPruning) -> dict[GroupKey, int]:
+    return {
+        group.key: fewest_channels(len(group.channels), plan)
+        for group in _free_groups(traced, plan)
+    }
 
 
 def _goals(traced: Trace, plan: ChannelPruning) -> list[_Goal]:
@@ -215,31 +226,33 @@ def _goals(traced: Trace, plan: ChannelPruning) -> list[_Goal]:
     With the share ``r`` wanted after ``n`` rounds, round ``i`` leaves ``r ** (i / n)``.
     """
     shares = [number / plan.rounds for number in range(1, plan.rounds + 1)]
+    kept = _kept_shares(traced, plan)
+    fewest = _fewest(traced, plan)
     everything = np.ones(traced.channels.count, np.bool_)
     if plan.macs_ratio is not None:
         macs = Costs(traced, "macs").total(everything)
-        return [_Goal("macs", int(macs * plan.macs_ratio**share)) for share in shares]
+        return [_Goal(fewest, "macs", int(macs * plan.macs_ratio**share)) for share in shares]
     if plan.flash_bytes is not None:
         size = Costs(traced, "bytes").total(everything)
         ratio = min(1.0, plan.flash_bytes / size)
-        return [_Goal("bytes", max(int(size * ratio**share), plan.flash_bytes)) for share in shares]
-    kept = _kept_shares(traced, plan)
-    sizes = {group.makers: len(group.channels) for group in _free_groups(traced, plan)}
+        amounts = [max(int(size * ratio**share), plan.flash_bytes) for share in shares]
+        return [_Goal(fewest, "bytes", amount) for amount in amounts]
+    sizes = {group.key: len(group.channels) for group in _free_groups(traced, plan)}
     return [
-        _Goal(None, counts={key: sizes[key] * kept[key] ** share for key in kept})
+        _Goal(fewest, None, counts={key: sizes[key] * kept[key] ** share for key in kept})
         for share in shares
     ]
 
 
-def _kept_shares(traced: Trace, plan: ChannelPruning) -> dict[tuple[str, ...], float]:
-    """Returns the share of each group to keep, by its makers.
+def _kept_shares(traced: Trace, plan: ChannelPruning) -> dict[GroupKey, float]:
+    """Returns the share of each group to keep, by its key.
 
     Raises:
         BadInputError: A layer makes no channels, none that may go, or two layers whose channels
             are tied are to keep different shares.
     """
     require_makers(traced, plan.keep, "no such layer to keep a share of")
-    kept: dict[tuple[str, ...], float] = {}
+    kept: dict[GroupKey, float] = {}
     for name, share in plan.keep.items():
         own = [group for group in _free_groups(traced, plan) if name in group.makers]
         if not own:
@@ -250,11 +263,11 @@ def _kept_shares(traced: Trace, plan: ChannelPruning) -> dict[tuple[str, ...], f
                 got=pinned[0].pinned if pinned else "",
             )
         for group in own:
-            if kept.setdefault(group.makers, share) != share:
+            if kept.setdefault(group.key, share) != share:
                 raise BadInputError(
                     "channels: layers whose channels are tied are to keep different shares",
                     where=f"{traced.model.name}, {group.name}",
-                    got=f"{kept[group.makers]} and {share}",
+                    got=f"{kept[group.key]} and {share}",
                 )
     return kept
 
@@ -276,9 +289,8 @@ def _prune(
     chooser = Chooser(
         free,
         normalize(scores, free, plan.normalization),
-        round_to=plan.round_to,
-        min_channels=plan.min_channels,
-        min_share=plan.min_share,
+        [goal.fewest[group.key] for group in free],
+        plan.round_to,
     )
     return remove_channels(traced, _choose(traced, chooser, free, plan, goal))
 
@@ -308,9 +320,9 @@ def _choose(
     if goal.measure is None:
         return chooser.keep_counts(
             {
-                place: goal.counts[group.makers]
+                place: goal.counts[group.key]
                 for place, group in enumerate(free)
-                if group.makers in goal.counts
+                if group.key in goal.counts
             }
         )
     costs = Costs(traced, goal.measure)
