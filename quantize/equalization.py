@@ -28,6 +28,7 @@ from edgekiln.quantize.keras_graph import (
     copy_layer,
     read_graph,
 )
+from edgekiln.quantize.keras_run import run_batches
 from edgekiln.quantize.lowering import (
     AVERAGING,
     MEANS,
@@ -36,7 +37,7 @@ from edgekiln.quantize.lowering import (
     lower_batch_norms,
     lower_model,
 )
-from edgekiln.quantize.representative import Array, batches
+from edgekiln.quantize.representative import Array
 from edgekiln.train.quiet_keras import keras
 
 Reals = npt.NDArray[np.float64]
@@ -246,13 +247,12 @@ def _input_axis(layer: Any, rank: int) -> int:
     return rank - 1 if isinstance(layer, _layers.Conv2DTranspose) else rank - 2
 
 
-def relax_relu6(model: Any, data: Mapping[str, Array], batch_size: int = 64) -> Any:
+def relax_relu6(model: Any, data: Mapping[str, Array]) -> Any:
     """Returns a model with ReLU in place of each ReLU6 that clips nothing on representative data.
 
     Args:
         model: A functional or Sequential model; it is left as it is.
         data: float32 [N, ...] for each input, by name.
-        batch_size: Samples that are computed at once.
 
     Raises:
         BadModelError: The model is subclassed, or a layer cannot be copied.
@@ -263,10 +263,10 @@ def relax_relu6(model: Any, data: Mapping[str, Array], batch_size: int = 64) -> 
     bounded = {call.name: call for call in graph.calls if _is_relu6(call.layer)}
     if not bounded:
         return lowered
-    probe = keras.Model(lowered.inputs, {name: call.layer.output for name, call in bounded.items()})
+    probe = keras.Model(lowered.input, {name: call.layer.output for name, call in bounded.items()})
     highest = dict.fromkeys(bounded, 0.0)
-    for batch in batches(data, batch_size):
-        for name, values in probe.predict_on_batch(list(batch.values())).items():
+    for results in run_batches(probe, data):
+        for name, values in results.items():
             highest[name] = max(highest[name], float(values.max()))
     return build_model(graph, _Relaxing({n for n in bounded if highest[n] < _RELU6}).rebuild)
 

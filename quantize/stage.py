@@ -18,8 +18,8 @@ from edgekiln.errors import BadInputError
 from edgekiln.quantize import litert
 from edgekiln.quantize.channels import count_macs
 from edgekiln.quantize.compress import compress
+from edgekiln.quantize.converter import convert_float, convert_int8
 from edgekiln.quantize.pruning import measure_sparsity
-from edgekiln.quantize.ptq import convert_float, convert_int8
 from edgekiln.quantize.qat import weight_quantizers
 from edgekiln.quantize.qat_convert import convert_qat
 from edgekiln.quantize.variants import Step, Variant
