@@ -1,4 +1,4 @@
-"""Converts Keras models to ``.tflite`` with the converter's own post-training quantization."""
+"""Converts models to ``.tflite`` with the converter's own post-training quantization."""
 
 from __future__ import annotations
 

@@ -28,12 +28,13 @@ from rich.table import Table
 
 from edgekiln import console, files
 from edgekiln.errors import BadInputError
-from edgekiln.quantize import litert
 from edgekiln.quantize.converter import convert, convert_float
+from edgekiln.quantize.litert import Kernels, choose_kernels, runtime_name
 from edgekiln.quantize.options import Format, Method, QuantizeOptions
 from edgekiln.quantize.own_data import Archive, ModelShape, OwnData, Part, read_archive
 from edgekiln.quantize.saved_model import is_saved_model
 from edgekiln.quantize.scheme import Scheme
+from edgekiln.quantize.tflite_run import Port, Signature, read_signature, run_real
 
 Array = npt.NDArray[Any]
 
@@ -42,6 +43,8 @@ COMPRESSED_NAME = "compressed.keras"
 SUMMARY_NAME = "quantize.json"
 REPRESENTATIVE_SAMPLES = 200
 
+#: Of float32 they differ from the reference kernels by rounding alone.
+_FLOAT_KERNELS: Kernels = "BUILTIN_WITHOUT_DEFAULT_DELEGATES"
 _SCHEMES = {
     Format.INT8: Scheme.INT8,
     Format.INT16X8: Scheme.INT16X8,
@@ -79,6 +82,7 @@ class _Subject:
         file: What the converter reads; None for a model in memory.
         shape: What it takes and gives.
         facts: What its compression found, for ``quantize.json``.
+        macs: Multiply-accumulate steps of the model as it came, where they are known.
     """
 
     where: Path
@@ -86,6 +90,7 @@ class _Subject:
     file: Path | None
     shape: ModelShape
     facts: dict[str, Any] = field(default_factory=dict)
+    macs: int | None = None
 
 
 def quantize_file(
@@ -174,7 +179,7 @@ def shape_of_keras(model: Any, where: object) -> ModelShape:
 
 
 def _shape_of_tflite(path: Path) -> ModelShape:
-    signature = litert.read_signature(path.read_bytes(), path)
+    signature = read_signature(path.read_bytes(), path)
     return ModelShape(
         {port.name: port.shape[1:] for port in signature.inputs},
         tuple(port.shape[1:] for port in signature.outputs),
@@ -276,10 +281,13 @@ def _summarize(
     """Measures the models on the held-out samples; returns the content of ``quantize.json``."""
     floating = (directory / FLOAT_NAME).read_bytes()
     quantized = (directory / options.output_name).read_bytes()
-    signature = litert.read_signature(quantized, options.output_name)
-    wanted = litert.run_real(floating, data.test.x, FLOAT_NAME, "Running the float model")
-    got = litert.run_real(
-        quantized, data.test.x, options.output_name, "Running the quantized model"
+    signature = read_signature(quantized, options.output_name)
+    kernels = _choose_kernels(subject, signature, len(data.test))
+    wanted = run_real(
+        floating, data.test.x, FLOAT_NAME, _FLOAT_KERNELS, "Running the float model"
+    )
+    got = run_real(
+        quantized, data.test.x, options.output_name, kernels, "Running the quantized model"
     )
     agreement = compare_outputs(wanted, got)
     facts = dict(subject.facts)
@@ -293,8 +301,8 @@ def _summarize(
             "float": _accuracy(wanted, data.test),
             "pruned": compressed_accuracy,
             "int8_host": _accuracy(got, data.test),
-            "float_runtime": litert.runtime_name(reference=False),
-            "int8_runtime": litert.runtime_name(reference=signature.is_integer),
+            "float_runtime": runtime_name(_FLOAT_KERNELS),
+            "int8_runtime": runtime_name(kernels),
             "samples": len(data.test),
         },
         "agreement": [asdict(each) for each in agreement],
@@ -307,6 +315,15 @@ def _summarize(
         "inputs": [_port(port) for port in signature.inputs],
         "outputs": [_port(port) for port in signature.outputs],
     }
+
+
+def _choose_kernels(subject: _Subject, signature: Signature, samples: int) -> Kernels:
+    """Returns the reference kernels for codes, unless they would take too long."""
+    if not signature.is_integer:
+        return _FLOAT_KERNELS
+    if subject.macs is None:
+        return "BUILTIN_REF"
+    return choose_kernels(subject.macs, samples)
 
 
 def compare_outputs(wanted: Mapping[str, Array], got: Mapping[str, Array]) -> tuple[Agreement, ...]:
@@ -350,7 +367,7 @@ def _describe(representative: Mapping[str, Array]) -> dict[str, Any]:
     return {"samples": samples, "from": "training part", "sha256": digest.hexdigest()}
 
 
-def _port(port: litert.Port) -> dict[str, Any]:
+def _port(port: Port) -> dict[str, Any]:
     facts = asdict(port)
     del facts["index"]
     return facts

@@ -38,11 +38,13 @@ _CHANNELWISE_ACTIVATIONS = {getattr(keras.activations, name) for name in _CHANNE
 
 def pass_on(tracer: Tracer, call: Call, given: tuple[Lanes, ...]) -> tuple[Lanes, ...] | None:
     """Each channel of the output depends on the same channel of the input alone."""
-    if len(given) != 1 or not _is_channels_last(call.operation):
+    layer = call.operation
+    noise_shape = getattr(layer, "noise_shape", None)
+    if len(given) != 1 or not _is_channels_last(layer):
         return None
-    if len(given[0]) != call.output_shape[-1]:
+    if noise_shape and noise_shape[-1] not in (None, 1):
         return None
-    return given
+    return given if len(given[0]) == call.output_shape[-1] else None
 
 
 def _activation(tracer: Tracer, call: Call, given: tuple[Lanes, ...]) -> tuple[Lanes, ...] | None:

@@ -23,7 +23,7 @@ from edgekiln.quantize.channels.costs import Costs
 from edgekiln.quantize.channels.groups import find_groups
 from edgekiln.quantize.channels.surgery import remove_channels
 from edgekiln.quantize.channels.trace import trace
-from edgekiln.quantize.ptq import convert_int8
+from edgekiln.quantize.converter import convert_int8
 from edgekiln.train.model_file import write_model
 from edgekiln.train.quiet_keras import keras
 

@@ -82,9 +82,7 @@ def test_ranges_are_those_of_the_float_activations(net: Any, bits: int) -> None:
         make_histogram(stem), CalibrationMethod.MSE, bits=bits, symmetric=bits == 16
     )
     assert ranges["stem"] == pytest.approx(wanted, rel=1e-3)
-    assert activation_quantizers(model)["stem_relu"].range[1] == pytest.approx(
-        wanted.high, rel=0.01
-    )
+    assert activation_quantizers(model)["stem"].range[1] == pytest.approx(wanted.high, rel=0.01)
 
 
 def test_clipping_weights_makes_the_error_of_every_kernel_less(net: Any) -> None:

@@ -12,7 +12,7 @@ from keras_marks import KERAS
 
 from edgekiln.errors import BadInputError, BadModelError
 from edgekiln.quantize import worker
-from edgekiln.quantize.ptq import convert_float
+from edgekiln.quantize.converter import convert_float
 from edgekiln.quantize.saved_model import freeze_saved_model, is_saved_model
 from edgekiln.train.quiet_keras import keras, tensorflow
 
