@@ -132,7 +132,8 @@ def quantize_file(
 
         loaded = read_model(_require_file(model))
         archive = read_archive(data)
-        subject = _Subject(model, loaded, model, shape_of_keras(loaded, model))
+        shape = shape_of_keras(loaded, model)
+        subject = _Subject(model, loaded, model, shape, macs=_count_macs(loaded))
     return _quantize(subject, archive, directory, options)
 
 
@@ -154,8 +155,18 @@ def quantize_model(
         EdgekilnError: As `quantize_file`.
     """
     where = Path(f"model '{model.name}'")
-    subject = _Subject(where, model, None, shape_of_keras(model, where))
+    shape = shape_of_keras(model, where)
+    subject = _Subject(where, model, None, shape, macs=_count_macs(model))
     return _quantize(subject, read_archive(data), directory, options or QuantizeOptions())
+
+
+def _count_macs(model: Any) -> int | None:
+    from edgekiln.quantize.channels import count_macs
+
+    try:
+        return count_macs(model)
+    except BadInputError:
+        return None
 
 
 def shape_of_keras(model: Any, where: object) -> ModelShape:
@@ -283,9 +294,7 @@ def _summarize(
     quantized = (directory / options.output_name).read_bytes()
     signature = read_signature(quantized, options.output_name)
     kernels = _choose_kernels(subject, signature, len(data.test))
-    wanted = run_real(
-        floating, data.test.x, FLOAT_NAME, _FLOAT_KERNELS, "Running the float model"
-    )
+    wanted = run_real(floating, data.test.x, FLOAT_NAME, _FLOAT_KERNELS, "Running the float model")
     got = run_real(
         quantized, data.test.x, options.output_name, kernels, "Running the quantized model"
     )

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from edgekiln.errors import BadInputError
 from edgekiln.quantize.channels import ChannelPruning, channel_counts, count_macs, prune_channels
 from edgekiln.quantize.finetune import Teaching, pack_inputs, predict
 from edgekiln.quantize.options import Format, QuantizeOptions
@@ -64,16 +63,11 @@ class Trainer:
         share = self._options.channels
         assert share is not None
         before, whole = channel_counts(self.model), count_macs(self.model)
-        if whole is None:
-            raise BadInputError(
-                "--channels: the model has layers whose multiply-accumulate steps are not known",
-                hint="leave --channels out",
-            )
         rounds = min(_CHANNEL_ROUNDS, self._options.epochs)
         epochs = [len(part) for part in np.array_split(range(self._options.epochs), rounds)]
         history = []
         for number in range(1, rounds + 1):
-            left = share ** (number / rounds) * whole / (count_macs(self.model) or whole)
+            left = share ** (number / rounds) * whole / count_macs(self.model)
             if left < 1:
                 self.model = self._without_channels(left)
             history += self._fit(
