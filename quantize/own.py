@@ -377,7 +377,7 @@ def _describe(representative: Mapping[str, Array]) -> dict[str, Any]:
 
 
 def _port(port: Port) -> dict[str, Any]:
-    facts = asdict(port)
+    facts = {**asdict(port), "shape": list(port.shape)}
     del facts["index"]
     return facts
 

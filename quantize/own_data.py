@@ -118,11 +118,11 @@ class OwnData:
 
 @dataclass(frozen=True)
 class Archive:
-    """The arrays of an ``.npz`` file, checked as far as they can be without the model.
+    """The arrays of an ``.npz`` file.
 
     Attributes:
         path: The file.
-        arrays: Key to array; samples are float32 and finite, labels int64.
+        arrays: Key to array.
     """
 
     path: Path
@@ -151,7 +151,9 @@ class Archive:
         for key in keys.values():
             if key not in self.arrays:
                 raise self._missing(key)
-        return Part({name: self.arrays[key] for name, key in keys.items()}, self.arrays.get(labels))
+        x = {name: _check_samples(key, self.arrays[key], self.path) for name, key in keys.items()}
+        y = self.arrays.get(labels)
+        return Part(x, None if y is None else _check_labels(labels, y, self.path))
 
     def _missing(self, key: str, hint: str = "") -> BadInputError:
         return BadInputError(
@@ -241,7 +243,7 @@ def read_archive(path: Path) -> Archive:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             for key in archive.files:
-                arrays[key] = archive[key]
+                arrays[key] = np.asarray(archive[key])
     except Exception as error:  # zipfile, zlib and numpy each have their own
         pickled = "allow_pickle" in str(error)
         raise BadInputError(
@@ -250,14 +252,10 @@ def read_archive(path: Path) -> Archive:
             got="" if pickled else error,
             hint="store plain arrays of numbers" if pickled else "write it anew",
         ) from None
-    return Archive(path, {key: _check_array(key, value, path) for key, value in arrays.items()})
+    return Archive(path, arrays)
 
 
-def _check_array(key: str, array: object, path: Path) -> Array:
-    if not isinstance(array, np.ndarray):
-        raise BadInputError(f"'{key}' is not an array", where=path, allowed="arrays of numbers")
-    if key.removesuffix(_TEST) == _LABELS:
-        return _check_label_array(key, array, path)
+def _check_samples(key: str, array: Array, path: Path) -> Array:
     if array.dtype != np.float32:
         raise BadInputError(
             f"'{key}' has the wrong type",
@@ -293,7 +291,7 @@ def _how_to_convert(key: str, dtype: np.dtype[Any]) -> str:
     return f"write the file anew with {key}.astype('float32')"
 
 
-def _check_label_array(key: str, labels: Array, path: Path) -> Labels:
+def _check_labels(key: str, labels: Array, path: Path) -> Labels:
     if labels.dtype.kind not in "iu":
         raise BadInputError(
             f"'{key}' does not hold integers",
