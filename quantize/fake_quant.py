@@ -172,6 +172,8 @@ class ActivationQuantizer(keras.layers.Layer):  # type: ignore[misc]  # Keras ha
             training: Whether a moving average goes on.
         """
         if self.constant_range is not None:
+            if self.ranges == FIXED:
+                return inputs  # The converter knows it, and wants no word about it.
             low, high = self.constant_range
             return tensorflow.quantization.fake_quant_with_min_max_args(inputs, low, high)
         if training and not self.in_training:

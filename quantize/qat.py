@@ -26,7 +26,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekiln.errors import BadInputError
-from edgekiln.quantize.batch_norm import fold_batch_norm
 from edgekiln.quantize.fake_quant import (
     FIXED,
     LSQ,
@@ -48,7 +47,7 @@ from edgekiln.quantize.keras_graph import (
     flat_name,
     read_graph,
 )
-from edgekiln.quantize.lowering import WEIGHTED, lower_batch_norms, lower_model
+from edgekiln.quantize.lowering import WEIGHTED, lower_model
 from edgekiln.quantize.range_plan import RangeGroup, RangePlan, Site, plan_ranges
 from edgekiln.train.quiet_keras import keras
 
@@ -136,7 +135,7 @@ def quantize_model(model: Any, config: QatConfig, calibration: Any = None) -> An
         BadModelError: The model is subclassed, or a layer cannot be copied.
         UnsupportedOpError: A layer has no int8 form.
     """
-    graph = read_graph(lower_batch_norms(fold_batch_norm(lower_model(model))))
+    graph = read_graph(lower_model(model))
     names = {call.name for call in graph.calls if isinstance(call.layer, WEIGHTED)}
     _check_names(model, "layer_weight_bits", config.layer_weight_bits, names)
     _check_names(model, "exclude", config.exclude, names)
