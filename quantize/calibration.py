@@ -61,11 +61,11 @@ def choose_range(
     Raises:
         BadInputError: ``bits`` or ``percentile`` is out of its range.
     """
-    if method is CalibrationMethod.PERCENTILE:
+    if method == CalibrationMethod.PERCENTILE:
         chosen = percentile_range(histogram, percentile)
-    elif method is CalibrationMethod.MSE:
+    elif method == CalibrationMethod.MSE:
         chosen = mse_range(histogram, bits, symmetric=symmetric)
-    elif method is CalibrationMethod.ENTROPY:
+    elif method == CalibrationMethod.ENTROPY:
         chosen = entropy_range(histogram, bits)
     else:
         chosen = minmax_range(histogram)

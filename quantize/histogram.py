@@ -8,9 +8,8 @@ values alone: not on their order, nor on how they came in batches.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,6 @@ from edgekiln.errors import BadInputError
 #: More than half of them are used. TensorRT's calibrator takes 2048.
 MAX_BINS = 2048
 
-Batch = TypeVar("Batch")
 Counts = npt.NDArray[np.int64]
 
 
@@ -111,23 +109,19 @@ def merge(one: Histogram, other: Histogram) -> Histogram:
     return Histogram(counts, first, width, zeros, minimum, maximum)
 
 
-def collect_histograms(
-    run: Callable[[Batch], Mapping[str, npt.ArrayLike]], batches: Iterable[Batch]
-) -> dict[str, Histogram]:
-    """Returns the histogram of every tensor that a model makes of a representative set.
+def collect_histograms(tensors: Iterable[tuple[str, npt.ArrayLike]]) -> dict[str, Histogram]:
+    """Returns the histograms of a model's tensors over a representative set.
 
     Args:
-        run: Returns the tensors of a batch by name.
-        batches: The representative set.
+        tensors: Name and values, batch after batch.
 
     Raises:
         BadInputError: A value is NaN or infinite; the message names the tensor.
     """
     histograms: dict[str, Histogram] = {}
-    for batch in batches:
-        for name, values in run(batch).items():
-            part = make_histogram(values, name)
-            histograms[name] = merge(histograms.get(name, EMPTY), part)
+    for name, values in tensors:
+        part = make_histogram(values, name)
+        histograms[name] = merge(histograms.get(name, EMPTY), part)
     return histograms
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from edgekiln import files
 from edgekiln.quantize.process import Job, Report, serve
 from edgekiln.quantize.representative import InputShape, batches, read_representative
+from edgekiln.quantize.saved_model import freeze_saved_model
 from edgekiln.quantize.scheme import Scheme
 
 
@@ -22,33 +23,42 @@ def convert(job: Job, report: Report) -> Job:
     keeps a dynamic batch, which costs SHAPE and STRIDED_SLICE ops on the device.
     """
     report("loading TensorFlow")
-    from edgekiln.train.model_file import read_model
-    from edgekiln.train.quiet_keras import keras, tensorflow
+    from edgekiln.train.quiet_keras import tensorflow
 
-    model = read_model(Path(job["model"]))
-    samples = None
-    if job["representative"] is not None:
-        inputs = [InputShape(tensor.name, tuple(tensor.shape[1:])) for tensor in model.inputs]
-        read = read_representative(Path(job["representative"]), job["names"])
-        samples = read.for_inputs(inputs, job["model"])
+    source = Path(job["model"])
     report("freezing the model")
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as scratch:
-        # A Sequential model that was read from a file has no `input`.
-        taken = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-        signature = keras.tree.map_structure(
-            lambda tensor: keras.InputSpec(
-                shape=(1, *tensor.shape[1:]), dtype=tensor.dtype, name=tensor.name
-            ),
-            taken,
-        )
-        model.export(scratch, format="tf_saved_model", verbose=False, input_signature=[signature])
+        if source.is_dir():
+            inputs = freeze_saved_model(source, Path(scratch))
+        else:
+            inputs = _freeze_keras(source, scratch)
         converter = tensorflow.lite.TFLiteConverter.from_saved_model(scratch)
         _set_types(converter, Scheme(job["scheme"]), tensorflow)
-        if samples is not None:
-            _set_representative(converter, samples)
+        if job["representative"] is not None:
+            read = read_representative(Path(job["representative"]), job["names"])
+            shapes = [InputShape(name, shape) for name, shape in inputs.items()]
+            _set_representative(converter, read.for_inputs(shapes, job["model"]))
         report("converting")
         files.write_bytes(Path(job["output"]), converter.convert())
     return {}
+
+
+def _freeze_keras(source: Path, directory: str) -> dict[str, tuple[int | None, ...]]:
+    """Writes a Keras model as a SavedModel; returns the shape of a sample by input."""
+    from edgekiln.train.model_file import read_model
+    from edgekiln.train.quiet_keras import keras
+
+    model = read_model(source)
+    # A Sequential model that was read from a file has no `input`.
+    taken = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    signature = keras.tree.map_structure(
+        lambda tensor: keras.InputSpec(
+            shape=(1, *tensor.shape[1:]), dtype=tensor.dtype, name=tensor.name
+        ),
+        taken,
+    )
+    model.export(directory, format="tf_saved_model", verbose=False, input_signature=[signature])
+    return {tensor.name: tuple(tensor.shape[1:]) for tensor in model.inputs}
 
 
 def _set_types(converter: Any, scheme: Scheme, tensorflow: Any) -> None:

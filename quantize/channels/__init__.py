@@ -7,12 +7,8 @@ Keras model. `prune_channels` and `prune_and_finetune` do all of it.
 
 from edgekiln.quantize.channels.costs import count_flash_bytes, count_layer_macs, count_macs
 from edgekiln.quantize.channels.plan import ChannelPruning
-from edgekiln.quantize.channels.prune import (
-    PruningRound,
-    channel_counts,
-    prune_and_finetune,
-    prune_channels,
-)
+from edgekiln.quantize.channels.prune import channel_counts, prune_channels
+from edgekiln.quantize.channels.rounds import PruningRound, prune_and_finetune
 
 __all__ = [
     "ChannelPruning",

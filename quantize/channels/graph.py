@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ class Call:
         outputs: The KerasTensors it returns.
         arguments: All arguments, flat: tensors and constants.
         first_argument: The first one, as it was passed.
+        fill_in: Returns all of them, positional and named, with other tensors in the place of
+            those whose ``id`` the dict holds.
     """
 
     operation: Any
@@ -30,6 +33,7 @@ class Call:
     outputs: tuple[Any, ...]
     arguments: tuple[Any, ...]
     first_argument: Any
+    fill_in: Callable[[dict[int, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
 
     @property
     def input_shape(self) -> Shape:
@@ -114,4 +118,5 @@ def _read_call(node: Any, prefix: str) -> Call:
         outputs=tuple(node.outputs),
         arguments=tuple(keras.tree.flatten((arguments, named))),
         first_argument=next(iter((*arguments, *named.values())), None),
+        fill_in=node.arguments.fill_in,
     )

@@ -12,6 +12,9 @@ import numpy.typing as npt
 from edgekiln.errors import BadInputError
 from edgekiln.quantize.channels.tracer import Trace
 
+GroupKey = tuple[tuple[int, int], ...]
+"""(number of a maker, how many of its lanes make up one channel), in the makers' order."""
+
 
 class NothingToRemoveError(BadInputError):
     """A target that no choice of channels reaches, or a model of which none can be removed."""
@@ -22,12 +25,14 @@ class ChannelGroup:
     """Channels that are made by the same layers.
 
     Attributes:
+        key: What sets the group apart; the same in every smaller model made from this one.
         makers: Paths of the layers that make them. Each channel of the group has lanes in
             every one of these, so a channel goes from all of them or from none.
         channels: intp [channels], their numbers in the trace, in the order of the first maker.
         pinned: Why all of them stay, or empty.
     """
 
+    key: GroupKey
     makers: tuple[str, ...]
     channels: npt.NDArray[np.intp]
     pinned: str = ""
@@ -50,7 +55,7 @@ def find_groups(trace: Trace, exclude: Iterable[str] = ()) -> tuple[ChannelGroup
     """
     excluded = frozenset(exclude)
     require_makers(trace, excluded, "no such layer to exclude")
-    members: dict[tuple[tuple[tuple[int, int], ...], bool], list[int]] = {}
+    members: dict[tuple[GroupKey, bool], list[int]] = {}
     for channel, makers in enumerate(trace.channels.makers):
         if makers:
             is_pinned = bool(trace.channels.pins[channel])
@@ -61,7 +66,7 @@ def find_groups(trace: Trace, exclude: Iterable[str] = ()) -> tuple[ChannelGroup
         pinned = trace.channels.pins[channels[0]]
         if excluded.intersection(paths):
             pinned = pinned or "it is excluded"
-        groups.append(ChannelGroup(paths, np.array(channels, np.intp), pinned))
+        groups.append(ChannelGroup(makers, paths, np.array(channels, np.intp), pinned))
     return tuple(groups)
 
 

@@ -18,9 +18,9 @@ from edgekiln.quantize.channels.lanes import Lanes
 from edgekiln.quantize.channels.tracer import Layer, Rule, Setting, Term, Tracer
 from edgekiln.train.quiet_keras import keras
 
-CHANNEL_BYTES = 13
-"""Bytes of an output channel in the compiled model beside its weights: bias, multiplier and
-shift are four bytes each at most, and one byte stands for alignment."""
+CHANNEL_BYTES = 9
+"""Bytes of an output channel in the compiled model beside its weights: an int32 bias, an int32
+multiplier and an int8 shift."""
 
 _layers = keras.layers
 
@@ -38,11 +38,13 @@ _CHANNELWISE_ACTIVATIONS = {getattr(keras.activations, name) for name in _CHANNE
 
 def pass_on(tracer: Tracer, call: Call, given: tuple[Lanes, ...]) -> tuple[Lanes, ...] | None:
     """Each channel of the output depends on the same channel of the input alone."""
-    if len(given) != 1 or not _is_channels_last(call.operation):
+    layer = call.operation
+    noise_shape = getattr(layer, "noise_shape", None)
+    if len(given) != 1 or not _is_channels_last(layer):
         return None
-    if len(given[0]) != call.output_shape[-1]:
+    if noise_shape and noise_shape[-1] not in (None, 1):
         return None
-    return given
+    return given if len(given[0]) == call.output_shape[-1] else None
 
 
 def _activation(tracer: Tracer, call: Call, given: tuple[Lanes, ...]) -> tuple[Lanes, ...] | None:
@@ -303,9 +305,11 @@ _RULES: dict[type, Rule] = {
 }
 _MERGING_OPERATIONS = frozenset(("Add", "Subtract", "Multiply", "Maximum", "Minimum"))
 _CHANNELWISE_OPERATIONS = frozenset(
-    ("Abs", "Absolute", "Clip", "Elu", "Exp", "Gelu", "HardSigmoid", "HardSilu", "LeakyRelu")
-    + ("Negative", "Relu", "Relu6", "Selu", "Sigmoid", "Silu", "Softplus", "Softsign", "Sqrt")
-    + ("Square", "Tanh")
+    (
+        *("Abs", "Absolute", "Clip", "Elu", "Exp", "Gelu", "HardSigmoid", "HardSilu", "LeakyRelu"),
+        *("Negative", "Relu", "Relu6", "Selu", "Sigmoid", "Silu", "Softplus", "Softsign", "Sqrt"),
+        *("Square", "Tanh"),
+    )
 )
 _MULTIPLYING = frozenset(
     ("AdditiveAttention", "Attention", "Dot", "Einsum", "Inner", "Matmul", "Outer", "Tensordot")

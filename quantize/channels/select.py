@@ -13,9 +13,17 @@ import numpy.typing as npt
 from edgekiln.quantize.channels.costs import Costs
 from edgekiln.quantize.channels.groups import ChannelGroup, NothingToRemoveError
 from edgekiln.quantize.channels.importance import Scores
+from edgekiln.quantize.channels.plan import ChannelPruning
 
 Mask = npt.NDArray[np.bool_]
 Order = Literal["importance", "importance_per_cost", "share"]
+
+
+def fewest_channels(size: int, plan: ChannelPruning) -> int:
+    """Returns the least number of channels that a plan leaves in a group of ``size`` channels."""
+    # A share like 0.1 of 30 is not quite 3 in floating point.
+    number = max(plan.min_channels, math.ceil(plan.min_share * size - 1e-9))
+    return min(math.ceil(number / plan.round_to) * plan.round_to, size)
 
 
 class Chooser:
@@ -24,30 +32,23 @@ class Chooser:
     Args:
         groups: The groups whose channels may go.
         scores: float64 [channels], comparable between groups.
+        fewest: Channels to leave at least, for each group; see `fewest_channels`.
         round_to: Channels are left in multiples of this, or all.
-        min_channels: Channels to leave in every group.
-        min_share: Share of the channels to leave in every group.
     """
 
     def __init__(
         self,
         groups: Sequence[ChannelGroup],
         scores: Scores,
-        *,
-        round_to: int = 1,
-        min_channels: int = 1,
-        min_share: float = 0.0,
+        fewest: Sequence[int],
+        round_to: int,
     ) -> None:
-        self._groups = groups
         self._scores = scores
+        self._fewest = fewest
         self._round_to = round_to
         self._width = len(scores)
         self._orders = [
             group.channels[np.argsort(scores[group.channels], kind="stable")] for group in groups
-        ]
-        self._fewest = [
-            self._round_up(max(min_channels, math.ceil(min_share * len(order) - 1e-9)), len(order))
-            for order in self._orders
         ]
 
     def keep_counts(self, wanted: Mapping[int, float]) -> Mask:
@@ -129,9 +130,6 @@ class Chooser:
         for order, count in zip(self._orders, counts, strict=True):
             kept[order[: len(order) - count]] = False
         return kept
-
-    def _round_up(self, number: int, size: int) -> int:
-        return min(max(1, -(-number // self._round_to)) * self._round_to, size)
 
     def _require_reachable(self, costs: Costs, target: int) -> None:
         smallest = costs.total(self._mask(self._fewest))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekiln.errors import BadInputError
+from edgekiln.quantize.channels.graph import calls
 from edgekiln.quantize.channels.lanes import Lanes
 from edgekiln.quantize.channels.tracer import Layer, Trace
 from edgekiln.train.quiet_keras import keras
@@ -22,7 +24,7 @@ def remove_channels(trace: Trace, kept: npt.NDArray[np.bool_]) -> Any:
             layer keeps at least one.
 
     Returns:
-        A Keras model that shares no weights with the original; compiled as that one is.
+        A Keras model, not compiled, that shares nothing with the original.
 
     Raises:
         BadInputError: A layer cannot be made anew from its config.
@@ -40,21 +42,36 @@ class _Builder:
     def __init__(self, trace: Trace, kept: npt.NDArray[np.bool_]) -> None:
         self._trace = trace
         self._kept = kept
-        self._models: dict[int, Any] = {}
+        self._clones: dict[int, Any] = {}
         self.known = {id(layer.layer): layer for layer in trace.layers}
         self.pairs: list[tuple[Any, Any]] = []
 
     def clone_model(self, model: Any) -> Any:
-        inner = self._trace.inner_inputs.get(id(model))
-        if inner is None and isinstance(model, keras.Sequential):
-            inputs = None  # Keras makes its input.
+        """Returns a model of the same graph; what it was compiled with is not carried over."""
+        lanes = self._trace.inner_inputs.get(id(model)) or (None,) * len(model.inputs)
+        inputs = [self._make_input(*pair) for pair in zip(model.inputs, lanes, strict=True)]
+        if isinstance(model, keras.Sequential):
+            made = keras.Sequential(
+                [*inputs, *(self._clone_layer(layer) for layer in model.layers)], name=model.name
+            )
         else:
-            lanes = inner or (None,) * len(model.inputs)
-            made = [self._make_input(*pair) for pair in zip(model.inputs, lanes, strict=True)]
-            inputs = keras.tree.pack_sequence_as(model.input, made)
-        return keras.models.clone_model(
-            model, input_tensors=inputs, clone_function=self._clone_layer
-        )
+            made = keras.Model(
+                keras.tree.pack_sequence_as(model.input, inputs),
+                keras.tree.pack_sequence_as(model.output, self._connect(model, inputs)),
+                name=model.name,
+            )
+        if not model.trainable:
+            made.trainable = False
+        return made
+
+    def _connect(self, model: Any, inputs: list[Any]) -> list[Any]:
+        """Calls clones of a functional model's layers as the model calls its own."""
+        tensors = {id(old): new for old, new in zip(model.inputs, inputs, strict=True)}
+        for call in calls(model):
+            given, named = call.fill_in(tensors)
+            outputs = keras.tree.flatten(self._clone_layer(call.operation)(*given, **named))
+            tensors.update((id(old), new) for old, new in zip(call.outputs, outputs, strict=True))
+        return [tensors[id(tensor)] for tensor in model.outputs]
 
     def _make_input(self, tensor: Any, lanes: Lanes | None) -> Any:
         """Returns a new input; those of the whole model, without lanes, keep their shape."""
@@ -74,16 +91,15 @@ class _Builder:
         return int(self._trace.stay(lanes, self._kept).sum())
 
     def _clone_layer(self, layer: Any) -> Any:
-        # Keras asks once for each layer of a model, but again for one that two models share.
-        if id(layer) in self._models:
-            return self._models[id(layer)]
+        if id(layer) in self._clones:
+            return self._clones[id(layer)]
         if id(layer) in self._trace.inner_inputs:
             clone = self.clone_model(layer)
         else:
             clone = self._make(layer)
             if isinstance(layer, keras.Layer):
                 self.pairs.append((layer, clone))
-        self._models[id(layer)] = clone
+        self._clones[id(layer)] = clone
         return clone
 
     def _make(self, layer: Any) -> Any:
@@ -97,7 +113,7 @@ class _Builder:
             raise BadInputError(
                 "channels: the layer cannot be made anew from its config",
                 where=f"{self._trace.model.name}, {layer.name}",
-                got=f"{type(error).__name__}: {error}",
+                got=textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …"),
             ) from None
 
 

@@ -85,6 +85,30 @@ def test_the_pruned_model_is_an_ordinary_one(build: Callable[[], Any], tmp_path:
     assert np.array_equal(outputs_of(loaded, inputs)[0], outputs_of(pruned, inputs)[0])
 
 
+def test_what_the_model_was_compiled_with_is_left_behind() -> None:
+    """Even a loss that no other process could find."""
+    model = convnet()
+    model.compile("adam", lambda labels, outputs: keras.ops.mean(labels - outputs))
+    assert not prune_channels(model, ChannelPruning(macs_ratio=0.5)).compiled
+
+
+def test_frozen_layers_stay_frozen() -> None:
+    model = convnet()
+    model.get_layer("conv_b").trainable = False
+    pruned = prune_channels(model, ChannelPruning(macs_ratio=0.5))
+    assert [layer.name for layer in pruned.layers if not layer.trainable] == ["conv_b"]
+    model.trainable = False
+    assert not prune_channels(model, ChannelPruning(macs_ratio=0.5)).trainable_weights
+
+
+def test_mixed_precision_is_kept() -> None:
+    image = layers.Input((4, 4, 1))
+    x = layers.Conv2D(8, 3, dtype="mixed_float16", name="half")(image)
+    model = keras.Model(image, layers.Dense(2)(layers.Flatten()(x)))
+    half = prune_channels(model, ChannelPruning(macs_ratio=0.5)).get_layer("half")
+    assert half.compute_dtype == "float16" and half.kernel.dtype == "float32"
+
+
 def test_by_hand() -> None:
     """One channel out of two, worked out with numpy alone."""
     model = keras.Sequential(

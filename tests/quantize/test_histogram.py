@@ -74,11 +74,10 @@ def test_a_far_value_leaves_the_others_in_the_bins_beside_zero() -> None:
 
 def test_tensors_are_collected_by_name() -> None:
     data = np.random.default_rng(2).normal(size=(50, 3)).astype(np.float32)
-
-    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
-        return {"relu": np.maximum(batch, 0), "double": 2 * batch}
-
-    collected = collect_histograms(run, [data[:7], data[7:30], data[30:]])
+    parts = [data[:7], data[7:30], data[30:]]
+    collected = collect_histograms(
+        tensor for part in parts for tensor in (("relu", np.maximum(part, 0)), ("double", 2 * part))
+    )
     assert collected.keys() == {"relu", "double"}
     assert_same(collected["relu"], make_histogram(np.maximum(data, 0)))
     assert_same(collected["double"], make_histogram(2 * data))
@@ -87,4 +86,4 @@ def test_tensors_are_collected_by_name() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_refused_with_the_tensor(bad: float) -> None:
     with pytest.raises(BadInputError, match=r"^conv1: values to calibrate on hold NaN or infinity"):
-        collect_histograms(lambda batch: {"conv1": batch}, [np.ones(3), np.array([1.0, bad])])
+        collect_histograms([("conv1", np.ones(3)), ("conv1", np.array([1.0, bad]))])

@@ -1,237 +1,206 @@
-"""Conversion to ``.tflite`` of all schemes, in its worker process."""
+"""Post-training quantization with all its choices, on a net trained in seconds."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from digits_models import sqnr_db, train_digits_net
 from keras_marks import KERAS
 
-from edgekiln.errors import BadInputError, BadModelError
-from edgekiln.quantize import litert, worker
-from edgekiln.quantize.affine import dequantize_array, quantize_array
-from edgekiln.quantize.audit import audit, audit_int8
-from edgekiln.quantize.ptq import convert, convert_float, convert_int8
-from edgekiln.quantize.representative import Representative, check_representative
+from edgekiln.errors import BadInputError, UnsupportedOpError
+from edgekiln.quantize import litert
+from edgekiln.quantize.audit import audit
+from edgekiln.quantize.calibration import CalibrationMethod, choose_range
+from edgekiln.quantize.histogram import make_histogram
+from edgekiln.quantize.ptq import (
+    PtqConfig,
+    calibrate,
+    make_ptq_model,
+    quantize_ptq,
+    read_inputs,
+)
+from edgekiln.quantize.qat import (
+    QatConfig,
+    activation_quantizers,
+    calibrate_ranges,
+    quantize_model,
+    weight_quantizers,
+)
 from edgekiln.quantize.scheme import Scheme
-from edgekiln.train.model_file import write_model
+from edgekiln.train.datasets import load_dataset
 from edgekiln.train.quiet_keras import keras
 
 pytestmark = KERAS
 
 layers = keras.layers
-INPUTS = np.random.default_rng(3).uniform(-1, 1, (40, 6, 6, 2)).astype(np.float32)
-
-
-def make(path: Path, hidden: Sequence[Any]) -> Any:
-    keras.utils.set_random_seed(2)
-    model = keras.Sequential(
-        [layers.Input((6, 6, 2), name="image"), *hidden, layers.Dense(4, activation="softmax")]
-    )
-    write_model(model, path)
-    return model
-
-
-def make_cnn(path: Path) -> Any:
-    return make(path, [layers.Conv2D(4, 3, activation="relu"), layers.Flatten()])
-
-
-def run_real(tflite: bytes, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Runs a model of any scheme on real values by the names of its inputs."""
-    interpreter = Interpreter(
-        model_content=tflite, experimental_op_resolver_type=OpResolverType.BUILTIN_REF
-    )
-    runner = interpreter.get_signature_runner()
-    details = {**runner.get_input_details(), **runner.get_output_details()}
-
-    def quantization(name: str) -> tuple[float, int, Any]:
-        scale, zero_point = details[name]["quantization"]
-        return scale, zero_point, details[name]["dtype"]
-
-    def encode(name: str, values: np.ndarray) -> np.ndarray:
-        scale, zero_point, dtype = quantization(name)
-        return quantize_array(values, scale, zero_point, dtype) if scale else values
-
-    (result,) = runner.get_output_details()
-    scale, zero_point, _ = quantization(result)
-    outputs = [
-        runner(**{name: encode(name, array[n : n + 1]) for name, array in inputs.items()})[result]
-        for n in range(len(next(iter(inputs.values()))))
-    ]
-    found = np.concatenate(outputs)
-    return dequantize_array(found, scale, zero_point) if scale else found
-
-
-def test_float_equals_keras(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    model = make_cnn(tmp_path / "m.keras")
-    convert_float(tmp_path / "m.keras", tmp_path / "out" / "m.tflite")
-    out, err = capfd.readouterr()
-    assert out == "" and len(err.splitlines()) == 1 and "Converting to float TFLite" in err
-    outputs = run_real((tmp_path / "out" / "m.tflite").read_bytes(), {"image": INPUTS})
-    np.testing.assert_allclose(outputs, model.predict(INPUTS, verbose=0), atol=1e-6)
-
-
-def test_int8_is_near_keras_and_repeats(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    model = make_cnn(tmp_path / "m.keras")
-    convert_int8(tmp_path / "m.keras", INPUTS, tmp_path / "m.tflite")
-    out, err = capfd.readouterr()
-    assert out == "" and len(err.splitlines()) == 1 and "Quantizing to int8" in err
-    tflite = (tmp_path / "m.tflite").read_bytes()
-    audit_int8(tflite, "m")
-    assert litert.read_input_spec(tflite, "m").shape == (6, 6, 2)
-    outputs = run_real(tflite, {"image": INPUTS})
-    assert np.abs(outputs - model.predict(INPUTS, verbose=0)).max() < 0.03
-
-    convert_int8(tmp_path / "m.keras", INPUTS, tmp_path / "again.tflite")
-    assert (tmp_path / "again.tflite").read_bytes() == tflite
-
-
-def test_the_input_range_comes_from_the_representative_data(tmp_path: Path) -> None:
-    make_cnn(tmp_path / "m.keras")
-    tflite = convert_here(tmp_path / "m.keras", Scheme.INT8, INPUTS * 3 + 1)
-    spec = litert.read_input_spec(tflite, "m")
-    low, high = dequantize_array(np.array([-128, 127], np.int8), spec.scale, spec.zero_point)
-    assert low == pytest.approx(-2, abs=0.05) and high == pytest.approx(4, abs=0.05)
-
-
-def test_a_layer_without_an_int8_form_is_named(tmp_path: Path) -> None:
-    make(tmp_path / "m.keras", [layers.Flatten(), layers.Dense(5), layers.ELU()])
-    with pytest.raises(BadModelError) as caught:
-        convert_int8(tmp_path / "m.keras", INPUTS, tmp_path / "m.tflite")
-    message = str(caught.value)
-    assert message.startswith(f"{tmp_path / 'm.tflite'}: is not int8 with fixed shapes throughout")
-    assert "got FLOAT32 '" in message and "(ELU, node" in message
-    assert not (tmp_path / "m.tflite").exists()
-
-
-def convert_here(model: Path, scheme: Scheme, samples: Representative | None = None) -> bytes:
-    """What `convert` does, without the seconds that a process costs."""
-    output, archive = model.with_suffix(".tflite"), model.with_suffix(".npz")
-    job = {"model": str(model), "scheme": str(scheme), "output": str(output)}
-    job |= {"representative": None, "names": None}
-    if samples is not None:
-        checked = check_representative(samples, model)
-        checked.write(archive)
-        job |= {"representative": str(archive), "names": checked.names}
-    with warnings.catch_warnings():
-        # The converter's calibrator is built on it.
-        warnings.filterwarnings("ignore", r"\s*Warning: tf.lite.Interpreter is deprecated")
-        worker.convert(job, lambda _: None)
-    return output.read_bytes()
+DIGITS = load_dataset("digits")
+TEST, LABELS = DIGITS.x_test, DIGITS.y_test
+SAMPLES = DIGITS.x_train[:100]
+DATA = {"image": SAMPLES}
 
 
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A model with a kernel large enough for every scheme."""
-    path = tmp_path_factory.mktemp("wide") / "m.keras"
-    return path, make(
-        path, [layers.Conv2D(8, 3), layers.ReLU(), layers.Flatten(), layers.Dense(40)]
+def net() -> Any:
+    return train_digits_net()
+
+
+def accuracy(model: Any) -> float:
+    return float(np.mean(model.predict(TEST, verbose=0).argmax(axis=-1) == LABELS))
+
+
+def quality(net: Any, config: PtqConfig) -> float:
+    expected = net.predict(TEST, verbose=0)
+    return sqnr_db(expected, make_ptq_model(net, DATA, config).predict(TEST, verbose=0))
+
+
+@pytest.mark.parametrize("method", CalibrationMethod)
+def test_eight_bits_by_any_calibration_lose_little(net: Any, method: CalibrationMethod) -> None:
+    model = make_ptq_model(net, DATA, PtqConfig(calibration=method))
+    assert accuracy(model) >= accuracy(net) - 0.02
+    assert sqnr_db(net.predict(TEST, verbose=0), model.predict(TEST, verbose=0)) > 20.0
+
+
+def test_minmax_is_what_the_quantizers_themselves_find(net: Any) -> None:
+    one, other = quantize_model(net, QatConfig()), quantize_model(net, QatConfig())
+    calibrate(one, DATA)
+    calibrate_ranges(other, SAMPLES)
+    expected = {name: each.range for name, each in activation_quantizers(other).items()}
+    for name, quantizer in activation_quantizers(one).items():
+        assert quantizer.range == pytest.approx(expected[name])
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_ranges_are_those_of_the_float_activations(net: Any, bits: int) -> None:
+    model = quantize_model(net, QatConfig(activation_bits=bits))
+    ranges = calibrate(model, DATA, CalibrationMethod.MSE)
+    assert {"image", "stem", "depthwise", "pointwise", "hidden", "probabilities"} <= set(ranges)
+    stem = keras.Model(net.input, net.get_layer("stem_relu").output).predict(SAMPLES, verbose=0)
+    wanted = choose_range(
+        make_histogram(stem), CalibrationMethod.MSE, bits=bits, symmetric=bits == 16
+    )
+    assert ranges["stem"] == pytest.approx(wanted, rel=1e-3)
+    assert activation_quantizers(model)["stem"].range[1] == pytest.approx(wanted.high, rel=0.01)
+
+
+def test_clipping_weights_makes_the_error_of_every_kernel_less(net: Any) -> None:
+    errors = []
+    for weight_range in ("max", "mse"):
+        model = make_ptq_model(net, DATA, PtqConfig(weight_bits=4, weight_range=weight_range))
+        errors.append(
+            {
+                name: float(np.square(np.asarray(layer.quantized_kernel() - layer.kernel)).sum())
+                for name, layer in weight_quantizers(model).items()
+            }
+        )
+    assert all(errors[1][name] < 0.99 * errors[0][name] for name in errors[0])
+
+
+def test_single_layers_keep_eight_bits(net: Any) -> None:
+    model = make_ptq_model(
+        net, DATA, PtqConfig(weight_bits=4, layer_weight_bits={"stem": 8, "hidden": 8})
+    )
+    widths = {name: layer.weight_bits for name, layer in weight_quantizers(model).items()}
+    assert widths == {"stem": 8, "depthwise": 4, "pointwise": 4, "hidden": 8, "probabilities": 4}
+
+
+def test_equalized_models_quantize_as_well(net: Any) -> None:
+    assert quality(net, PtqConfig(equalize=True, bias_correction=True)) > 25.0
+
+
+def test_the_model_is_left_as_it_is(net: Any) -> None:
+    before = [weight.copy() for weight in net.get_weights()]
+    make_ptq_model(net, DATA, PtqConfig(equalize=True, bias_correction=True, weight_bits=4))
+    for old, new in zip(before, net.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+EVERYTHING = PtqConfig(
+    calibration=CalibrationMethod.MSE,
+    weight_bits=4,
+    layer_weight_bits={"depthwise": 8},  # LiteRT has no kernel for it with 4 bits.
+    weight_range="mse",
+    equalize=True,
+    bias_correction=True,
+)
+
+
+def test_a_file_with_everything(net: Any, tmp_path: Path) -> None:
+    quantize_ptq(net, SAMPLES, EVERYTHING, tmp_path / "m.tflite")
+    tflite = (tmp_path / "m.tflite").read_bytes()
+    audit(tflite, Scheme.INT8, "m")
+    model = make_ptq_model(net, DATA, EVERYTHING)
+    assert litert.measure_accuracy(tflite, TEST, LABELS, "m") == pytest.approx(
+        accuracy(model), abs=0.01
     )
 
 
+def test_sixteen_bit_activations_go_through_the_converter(net: Any, tmp_path: Path) -> None:
+    config = PtqConfig(activation_bits=16, equalize=True)
+    assert config.uses_converter and PtqConfig().uses_converter
+    quantize_ptq(net, [SAMPLES[:20]], config, tmp_path / "m.tflite")
+    audit((tmp_path / "m.tflite").read_bytes(), Scheme.INT16X8, "m")
+
+
 @pytest.mark.parametrize(
-    ("scheme", "error"),
+    ("values", "message"),
     [
-        *[(Scheme.FLOAT32, 1e-6), (Scheme.FLOAT16, 2e-3), (Scheme.DYNAMIC_RANGE, 2e-2)],
-        *[(Scheme.INT16X8, 1e-2), (Scheme.INT8, 3e-2)],
+        (
+            {"calibration": "kl"},
+            r"ptq: calibration; got kl; allowed: minmax or percentile or mse or",
+        ),
+        ({"percentile": 50.0}, r"ptq: percentile; got 50\.0; allowed: \(50, 100\]"),
+        ({"weight_bits": 2}, "ptq: weight_bits; got 2; allowed: 8 or 4"),
+        ({"layer_weight_bits": {"a": 3}}, "ptq: layer_weight_bits of 'a'; got 3; allowed: 8 or 4"),
+        ({"weight_range": "kl"}, "ptq: weight_range; got kl; allowed: max or mse"),
+        ({"activation_bits": 4}, "ptq: activation_bits; got 4; allowed: 8 or 16"),
+        (
+            {"activation_bits": 16, "weight_bits": 4, "calibration": "mse"},
+            "16-bit activations are calibrated by the converter, .* got calibration mse, weight_bi",
+        ),
+        (
+            {"activation_bits": 16, "bias_correction": True},
+            "got bias_correction; allowed: equal",
+        ),
     ],
 )
-def test_every_scheme_gives_its_types_and_is_near_keras(
-    wide: tuple[Path, Any], scheme: Scheme, error: float
-) -> None:
-    path, model = wide
-    tflite = convert_here(path, scheme, INPUTS if scheme.needs_representative else None)
-    audit(tflite, scheme, "m")
-    outputs = run_real(tflite, {"image": INPUTS})
-    assert np.abs(outputs - model.predict(INPUTS, verbose=0)).max() < error
+def test_choices_that_are_not_possible(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInputError, match=message):
+        PtqConfig(**values)
 
 
-def test_int16_activations_have_one_scale_and_biases_of_64_bits(wide: tuple[Path, Any]) -> None:
-    interpreter = Interpreter(model_content=convert_here(wide[0], Scheme.INT16X8, INPUTS))
-    kinds = {}
-    for tensor in interpreter.get_tensor_details():
-        kinds.setdefault(tensor["dtype"], set()).update(
-            tensor["quantization_parameters"]["zero_points"].tolist()
-        )
-    assert kinds[np.int16] == {0} and kinds[np.int64] == {0}
+def test_names_of_calibrations_are_taken_as_text(net: Any) -> None:
+    assert not PtqConfig(calibration="mse").uses_converter  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("scheme", Scheme)
-def test_representative_data_are_asked_for_where_they_are_needed_alone(
-    wide: tuple[Path, Any], scheme: Scheme, tmp_path: Path
-) -> None:
-    needed = scheme.needs_representative
-    with pytest.raises(BadInputError, match=f"{scheme} takes {'' if needed else 'no '}representat"):
-        convert(wide[0], tmp_path / "m.tflite", scheme, None if needed else INPUTS)
-
-
-def test_nothing_to_quantize_is_said(tmp_path: Path) -> None:
-    make_cnn(tmp_path / "m.keras")
-    tflite = convert_here(tmp_path / "m.keras", Scheme.DYNAMIC_RANGE)
-    with pytest.raises(BadModelError) as caught:
-        audit(tflite, Scheme.DYNAMIC_RANGE, "m")
-    assert str(caught.value) == (
-        "m: dynamic-range found no weights to convert; got no INT8 "
-        "constant; all weights are too small, or in layers without such a form"
-    )
-
-
-def test_samples_of_another_shape_are_refused(tmp_path: Path) -> None:
-    make_cnn(tmp_path / "m.keras")
+@pytest.mark.parametrize("config", [PtqConfig(), EVERYTHING])
+def test_samples_of_another_shape(net: Any, config: PtqConfig, tmp_path: Path) -> None:
     with pytest.raises(BadInputError) as caught:
-        convert_here(tmp_path / "m.keras", Scheme.INT8, INPUTS[..., 0])
+        quantize_ptq(net, SAMPLES[:, :7], config, tmp_path / "m.tflite", where="net.keras")
     assert str(caught.value) == (
-        f"{tmp_path / 'm.keras'}: the representative data do not fit the model's input; "
-        "got samples of shape (6, 6); allowed: shape (6, 6, 2)"
+        "net.keras: the representative data do not fit the model's input; "
+        "got samples of shape (7, 8, 1); allowed: shape (8, 8, 1)"
     )
 
 
-LEFT = np.random.default_rng(4).uniform(-1, 1, (30, 3)).astype(np.float32)
-RIGHT = np.random.default_rng(5).uniform(-8, 8, (30, 4)).astype(np.float32)
+def test_a_layer_without_a_fake_quantized_form_is_named(tmp_path: Path) -> None:
+    model = keras.Sequential([layers.Input((4, 3)), layers.GRU(3, name="gru"), layers.Dense(2)])
+    samples = np.zeros((2, 4, 3), np.float32)
+    with pytest.raises(UnsupportedOpError, match=r"layer 'gru' .*has no fake-quantized form"):
+        quantize_ptq(model, samples, PtqConfig(weight_bits=4), tmp_path / "m.tflite")
 
 
-@pytest.fixture(scope="module")
-def two_inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    path = tmp_path_factory.mktemp("two") / "m.keras"
-    keras.utils.set_random_seed(3)
-    # Made in another order than they are taken in.
-    right, left = layers.Input((4,), name="right"), layers.Input((3,), name="left")
-    joined = layers.Concatenate()([layers.Dense(4, activation="relu")(left), right])
-    model = keras.Model([left, right], layers.Dense(2)(joined))
-    write_model(model, path)
-    return path, model
+def test_activations_that_are_not_finite_are_named(net: Any) -> None:
+    model = keras.Sequential([layers.Input((2,), name="x"), layers.Dense(2, name="dense")])
+    model.layers[0].set_weights([np.full((2, 2), 3e38, np.float32), np.zeros(2, np.float32)])
+    with pytest.raises(BadInputError, match=r"^dense: values to calibrate on hold NaN or infinity"):
+        make_ptq_model(model, {"x": np.ones((4, 2), np.float32)}, PtqConfig())
 
 
-@pytest.mark.parametrize(
-    "samples", [[LEFT, RIGHT], {"right": RIGHT, "left": LEFT}], ids=["in order", "by name"]
-)
-def test_a_model_with_two_inputs(two_inputs: tuple[Path, Any], samples: Representative) -> None:
-    path, model = two_inputs
-    tflite = convert_here(path, Scheme.INT8, samples)
-    outputs = run_real(tflite, {"left": LEFT, "right": RIGHT})
-    expected = model.predict([LEFT, RIGHT], verbose=0)
-    assert np.abs(outputs - expected).max() < 0.02 * np.ptp(expected)
-
-
-def test_one_array_for_two_inputs_is_refused(two_inputs: tuple[Path, Any]) -> None:
-    with pytest.raises(BadInputError, match=r"number of inputs .* got 1; allowed: 2 \(left, right"):
-        convert_here(two_inputs[0], Scheme.INT8, LEFT)
-
-
-def test_a_damaged_model_is_refused_and_nothing_written(tmp_path: Path) -> None:
-    (tmp_path / "m.keras").write_bytes(b"PK no model")
-    with pytest.raises(BadModelError, match=r"m\.keras: is not a Keras 3 model"):
-        convert_float(tmp_path / "m.keras", tmp_path / "m.tflite")
-    assert [path.name for path in tmp_path.iterdir()] == ["m.keras"]
-
-
-def test_a_missing_model_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match=r"none\.keras: no such file"):
-        convert_float(tmp_path / "none.keras", tmp_path / "m.tflite")
-    with pytest.raises(BadInputError, match=r"none\.keras: no such file"):
-        convert_int8(tmp_path / "none.keras", INPUTS, tmp_path / "m.tflite")
+def test_inputs_are_read_in_the_order_of_the_model() -> None:
+    left, right = layers.Input((3,), name="left"), layers.Input((4,), name="right")
+    model = keras.Model([left, right], layers.Concatenate()([left, right]))
+    one, other = np.zeros((2, 3), np.float32), np.zeros((2, 4), np.float32)
+    assert list(read_inputs(model, {"right": other, "left": one}, "m")) == ["left", "right"]
