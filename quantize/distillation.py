@@ -79,7 +79,8 @@ def soft_divergence(teacher: Any, student: Any, temperature: float, from_logits:
         float32 [N, ...].
     """
     wanted, got = (
-        _ops.log_softmax(_logits(output, from_logits) / temperature) for output in (teacher, student)
+        _ops.log_softmax(_logits(output, from_logits) / temperature)
+        for output in (teacher, student)
     )
     return _ops.sum(_ops.exp(wanted) * (wanted - got), axis=-1)
 

@@ -14,10 +14,17 @@ from typing import Any
 import numpy as np
 
 from edgekiln.errors import UnsupportedOpError
-from edgekiln.quantize.batch_norm import fold_batch_norm, norm_factors, remaining_batch_norms
+from edgekiln.quantize.batch_norm import (
+    find_foldable,
+    fold_batch_norm,
+    folded_weights,
+    norm_factors,
+    remaining_batch_norms,
+)
 from edgekiln.quantize.keras_graph import (
     Call,
     LayerCopies,
+    LayerGraph,
     build_model,
     copy_layer,
     read_composition,
@@ -88,9 +95,8 @@ def lower_model(model: Any) -> Any:
         BadModelError: The model is subclassed, or a layer cannot be copied.
         UnsupportedOpError: A layer has no int8 form.
     """
-    # Folded first, while a Conv1D is one layer still.
-    graph = read_graph(fold_batch_norm(model))
-    lowered = build_model(graph, _Lowering().rebuild)
+    graph = read_graph(model)
+    lowered = build_model(graph, _Lowering(graph).rebuild)
     if remaining_batch_norms(lowered):
         # Those in layers that were taken apart can be folded now.
         lowered = fold_batch_norm(lowered)
@@ -121,8 +127,10 @@ class _Norms:
 
 
 class _Lowering:
-    def __init__(self) -> None:
+    def __init__(self, graph: LayerGraph) -> None:
         self._copies = LayerCopies()
+        self._norms = find_foldable(graph)
+        self._gone = {id(norm) for norm in self._norms.values()}
         self._split: dict[tuple[int, str], Any] = {}
         #: What a one-dimensional convolution made, before it was reshaped, by the result's id.
         self._wide: dict[int, Any] = {}
@@ -140,6 +148,8 @@ class _Lowering:
             return self._activate(call, args[0], _FUNCTIONS[type(layer).__name__])
         if isinstance(layer, ARITHMETIC):
             return self._chain(call, type(layer), args[0])
+        if id(layer) in self._gone:
+            return args[0]
         if isinstance(layer, _layers.Concatenate | _layers.BatchNormalization):
             return self._copies.call(call, args, kwargs)
         if len(args) != 1 or isinstance(args[0], list | tuple | dict):
@@ -175,16 +185,25 @@ class _Lowering:
             self._split[key] = kind(name=name, **options)
         return self._split[key]
 
+    def _weights(self, call: Call) -> list[Any]:
+        """Returns a layer's weights, with the normalization that can be folded into it."""
+        norm = self._norms.get(call)
+        return list(call.layer.get_weights() if norm is None else folded_weights(call.layer, norm))
+
+    def _has_bias(self, call: Call) -> bool:
+        return bool(call.layer.use_bias or call in self._norms)
+
     def _weighted(self, call: Call, x: Any) -> Any:
         activation = call.layer.activation
         fused = activation in _FUSED
         layer = self._split.get((id(call.layer), ""))
         if layer is None:
-            kept = {} if fused else {"activation": "linear"}
-            layer = copy_layer(call, self._copies.unique(call.name), **kept)
+            changes: dict[str, Any] = {} if fused else {"activation": "linear"}
+            changes["use_bias"] = self._has_bias(call)
+            layer = copy_layer(call, self._copies.unique(call.name), **changes)
             self._split[id(call.layer), ""] = layer
         y = layer(x)
-        layer.set_weights(call.layer.get_weights())
+        layer.set_weights(self._weights(call))
         return y if fused else self._activate(call, y, activation)
 
     def _separable(self, call: Call, x: Any) -> Any:
@@ -201,10 +220,15 @@ class _Lowering:
             **shared,
         )
         pointwise = self._make(
-            call, "", _layers.Conv2D, filters=layer.filters, kernel_size=1, use_bias=layer.use_bias
+            call,
+            "",
+            _layers.Conv2D,
+            filters=layer.filters,
+            kernel_size=1,
+            use_bias=self._has_bias(call),
         )
         y = pointwise(depthwise(x))
-        first, *rest = layer.get_weights()
+        first, *rest = self._weights(call)
         depthwise.set_weights([first])
         pointwise.set_weights(rest)
         return self._activate(call, y, layer.activation)
@@ -225,7 +249,7 @@ class _Lowering:
             "strides": layer.strides[0],
             "dilation_rate": (1, *layer.dilation_rate),
             "padding": "valid" if layer.padding == "causal" else layer.padding,
-            "use_bias": layer.use_bias,
+            "use_bias": self._has_bias(call),
         }
         if isinstance(layer, _layers.Conv1D):
             options |= {"filters": layer.filters, "groups": layer.groups}
@@ -236,7 +260,7 @@ class _Lowering:
         flat = self._make(call, "", kind, **options)
         wide = _layers.Reshape((1, length, channels), name=self._unique(call, "_reshape"))
         y = flat(wide(x))
-        kernel, *bias = layer.get_weights()
+        kernel, *bias = self._weights(call)
         flat.set_weights([kernel[np.newaxis], *bias])
         return self._activate(call, self._narrow(call, y), layer.activation)
 

@@ -312,14 +312,16 @@ def calibrate_ranges(model: Any, calibration: Any, batch_size: int = 64) -> None
     observed = observation_model(model)
     ranges: dict[str, tuple[float, float]] = {}
     count = len(keras.tree.flatten(calibration)[0])
+    calibration = keras.tree.pack_sequence_as(model.input, keras.tree.flatten(calibration))
     with observing(model):
         for first in range(0, count, batch_size):
             taken = slice(first, first + batch_size)
             batch = keras.tree.map_structure(lambda array, taken=taken: array[taken], calibration)
-            for name, tensors in observed.predict_on_batch(batch).items():
+            for name, tensors in observed(batch, training=False).items():
                 for tensor in keras.tree.flatten(tensors):
                     low, high = ranges.get(name, (math.inf, -math.inf))
-                    ranges[name] = min(low, float(tensor.min())), max(high, float(tensor.max()))
+                    lowest, highest = keras.ops.min(tensor), keras.ops.max(tensor)
+                    ranges[name] = min(low, float(lowest)), max(high, float(highest))
     for name, quantizer in activation_quantizers(model).items():
         if quantizer.ranges != FIXED:
             quantizer.set_range(*ranges[name])

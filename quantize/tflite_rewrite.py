@@ -28,7 +28,8 @@ _KERNEL_INPUT = 1
 #: the Keras kernel's axes in the order of the file, and the operator's version with int4.
 _OPERATORS = {
     "CONV_2D": (0, 2, 0, (3, 0, 1, 2), 7),
-    "DEPTHWISE_CONV_2D": (0, 2, 3, None, 7),
+    # The converter would write 7, which LiteRT's reference resolver lacks; its kernel reads int4.
+    "DEPTHWISE_CONV_2D": (0, 2, 3, None, 6),
     "FULLY_CONNECTED": (0, 2, 0, (1, 0), 10),
     "TRANSPOSE_CONV": (2, 3, 0, (2, 0, 1, 3), None),
 }
