@@ -99,7 +99,18 @@ def measure_accuracy(
     return float(np.mean(np.argmax(outputs, axis=-1) == labels))
 
 
-def _open(tflite: bytes, where: object) -> Any:
+def open_interpreter(tflite: bytes, where: object, *, keep_all: bool = False) -> Any:
+    """Returns LiteRT's interpreter of a model, on its reference kernels.
+
+    Args:
+        tflite: The file's content.
+        where: Its name, for messages.
+        keep_all: Whether tensors between ops can be read after an inference.
+
+    Raises:
+        BadModelError: The model cannot be loaded.
+        ToolMissingError: LiteRT is not installed.
+    """
     try:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
     except ImportError:
@@ -108,11 +119,17 @@ def _open(tflite: bytes, where: object) -> Any:
         interpreter = Interpreter(
             model_content=tflite,
             experimental_op_resolver_type=OpResolverType.BUILTIN_REF,
+            experimental_preserve_all_tensors=keep_all,
             num_threads=1,
         )
         interpreter.allocate_tensors()
     except (RuntimeError, ValueError) as error:
         raise BadModelError("LiteRT cannot run it", where=where, got=error) from None
+    return interpreter
+
+
+def _open(tflite: bytes, where: object) -> Any:
+    interpreter = open_interpreter(tflite, where)
     tensors = (*interpreter.get_input_details(), *interpreter.get_output_details())
     if len(tensors) != 2 or any(tensor["dtype"] != np.int8 for tensor in tensors):
         got = ", ".join(f"{np.dtype(tensor['dtype'])} '{tensor['name']}'" for tensor in tensors)
