@@ -410,6 +410,38 @@ def models(as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("recipes", nargs=-1)
+@click.option("--train", "anew", is_flag=True, help="Train them and their variants anew instead.")
+@click.option(
+    "--device-samples",
+    type=click.IntRange(1),
+    default=2000,
+    show_default=True,
+    help="Most held-out samples to run on the board, for each model.",
+)
+@build_option
+@json_option
+def zoo(
+    recipes: tuple[str, ...], anew: bool, device_samples: int, build_dir: Path, as_json: bool
+) -> None:
+    """Measure the project's own models and their compressed variants on a board.
+
+    RECIPES are names; none means all. The models are those that are kept with the project.
+    """
+    from edgekiln import zoo as own
+
+    with stdout_for_results():
+        if anew:
+            own.make_zoo(recipes, build_dir)
+            return
+        report = own.measure_zoo(recipes, build_dir, device_samples)
+    if as_json:
+        print_json(report)
+    else:
+        click.echo(own.zoo_markdown(report), nl=False)
+
+
+@cli.command()
 @json_option
 def boards(as_json: bool) -> None:
     """List the boards, and whether their tools are installed."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
+import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +16,47 @@ from rich.table import Table
 from edgekiln import console, files
 from edgekiln.errors import BadInputError
 from edgekiln.quantize import litert
+from edgekiln.quantize.channels import count_macs
+from edgekiln.quantize.compress import compress
 from edgekiln.quantize.converter import convert_float, convert_int8
-from edgekiln.quantize.pruning import MagnitudePruning, measure_sparsity
-from edgekiln.quantize.sparsity import PolynomialSchedule
+from edgekiln.quantize.pruning import measure_sparsity
+from edgekiln.quantize.qat import weight_quantizers
+from edgekiln.quantize.qat_convert import convert_qat
+from edgekiln.quantize.variants import Step, Variant
 from edgekiln.train.datasets import Dataset, load_dataset
-from edgekiln.train.loop import accuracy, early_stopping, fit, make_reproducible, steps_per_epoch
+from edgekiln.train.kept import kept_file, read_history, unpack_model
+from edgekiln.train.loop import accuracy
 from edgekiln.train.model_file import read_model, write_model
 from edgekiln.train.quiet_keras import keras
-from edgekiln.train.recipe import PruningPlan, Recipe
+from edgekiln.train.recipe import Recipe
 
 PRUNED_NAME = "pruned.keras"
 FLOAT_NAME = "float.tflite"
 INT8_NAME = "int8.tflite"
 SUMMARY_NAME = "quantize.json"
 
-_MASKS_PER_EPOCH = 10
 _REPRESENTATIVE_SAMPLES = 200
 
 
-def quantize_recipe(recipe: Recipe, model_path: Path, directory: Path) -> None:
+def quantize_recipe(
+    recipe: Recipe,
+    model_path: Path,
+    directory: Path,
+    variant: Variant | None = None,
+    *,
+    anew: bool = False,
+) -> None:
     """Prunes and quantizes a trained model, and measures what each step cost.
 
-    Writes ``float.tflite``, ``int8.tflite``, ``quantize.json`` and, where the recipe prunes,
+    Writes ``float.tflite``, ``int8.tflite``, ``quantize.json`` and, where something is pruned,
     ``pruned.keras`` into ``directory``; shows the table of accuracies.
 
     Args:
         recipe: Says on which data, and how to prune.
         model_path: The trained model, ``.keras``.
         directory: Where to write.
+        variant: What to do instead of the recipe's own pruning.
+        anew: Whether to compress again what is kept with the project.
 
     Raises:
         BadInputError: The model does not take the recipe's data, or the plan for pruning
@@ -55,31 +68,37 @@ def quantize_recipe(recipe: Recipe, model_path: Path, directory: Path) -> None:
     model = read_model(model_path)
     _check_fits(model, dataset, model_path)
     float_accuracy = accuracy(model, dataset.x_test, dataset.y_test)
-    pruned_accuracy, pruning = None, None
-    if recipe.pruning is not None:
-        pruning = prune_model(model, recipe, recipe.pruning, dataset)
-        pruned_accuracy = accuracy(model, dataset.x_test, dataset.y_test)
-        model_path = directory / PRUNED_NAME
-        write_model(model, model_path)
     representative = choose_representative(dataset)
+    made = _compress(model, recipe, variant, dataset, anew=anew)
+    if made.model is not None:
+        model, model_path = made.model, directory / PRUNED_NAME
+        write_model(model, model_path)
     convert_float(model_path, directory / FLOAT_NAME)
-    convert_int8(model_path, representative, directory / INT8_NAME)
+    if made.int8 is not None:
+        files.write_bytes(directory / INT8_NAME, made.int8)
+    else:
+        convert_int8(model_path, representative, directory / INT8_NAME)
     int8 = (directory / INT8_NAME).read_bytes()
+    kernels = litert.choose_kernels(count_macs(model), len(dataset.y_test))
     summary = {
         "recipe": recipe.name,
+        "variant": variant.name if variant else None,
         "seed": recipe.seed,
         "dataset": dataset.name,
         "split": asdict(dataset.split),
         "accuracy": {
             "float": float_accuracy,
-            "pruned": pruned_accuracy,
-            "int8_host": litert.measure_accuracy(int8, dataset.x_test, dataset.y_test, INT8_NAME),
+            "pruned": made.accuracy,
+            "int8_host": litert.measure_accuracy(
+                int8, dataset.x_test, dataset.y_test, INT8_NAME, kernels
+            ),
             "float_runtime": f"keras {keras.__version__}",
-            "int8_runtime": litert.runtime_name(),
+            "int8_runtime": litert.runtime_name(kernels),
             "samples": len(dataset.y_test),
         },
+        "parameters": model.count_params(),
         "sparsity": measure_sparsity(model),
-        "pruning": pruning,
+        "compression": made.records,
         "representative": {
             "samples": len(representative),
             "from": "training part",
@@ -91,41 +110,56 @@ def quantize_recipe(recipe: Recipe, model_path: Path, directory: Path) -> None:
     console.show(accuracy_table(summary))
 
 
-def prune_model(model: Any, recipe: Recipe, plan: PruningPlan, dataset: Dataset) -> dict[str, Any]:
-    """Prunes a trained model in place while it is fine-tuned.
+@dataclass(frozen=True)
+class _Made:
+    """What compression made.
 
-    Args:
-        model: Keras model.
-        recipe: How it is trained.
-        plan: How it is pruned.
-        dataset: What it is fine-tuned on.
-
-    Returns:
-        The plan, the names of the pruned layers, and the history, as for ``quantize.json``.
-
-    Raises:
-        BadInputError: The plan makes no sense, or there is nothing to prune.
-        CheckFailedError: The training diverged.
+    Attributes:
+        model: A Keras model; None where nothing was compressed, or training was quantized.
+        int8: The .tflite of a model that was trained quantized, or None.
+        accuracy: Of the Keras model, quantized in training or not, on the test set.
+        records: One for each step.
     """
-    steps = steps_per_epoch(recipe, dataset)
-    schedule = PolynomialSchedule(
-        final_sparsity=plan.sparsity,
-        begin_step=0,
-        end_step=plan.ramp_epochs * steps,
-        frequency=math.ceil(steps / _MASKS_PER_EPOCH),
-    )
-    pruner = MagnitudePruning(schedule, plan.exclude)
-    make_reproducible(recipe.seed)
-    epochs = fit(
-        model,
-        recipe,
-        dataset,
-        epochs=plan.epochs,
-        learning_rate=plan.learning_rate,
-        description=f"Pruning {recipe.name} to {100 * plan.sparsity:.0f} %",
-        callbacks=[early_stopping(recipe.patience, first_epoch=plan.ramp_epochs), pruner],
-    )
-    return {**asdict(plan), "layers": list(pruner.pruned_layers), "history": epochs}
+
+    model: Any
+    int8: bytes | None
+    accuracy: float | None
+    records: list[dict[str, Any]]
+
+
+def _compress(
+    model: Any, recipe: Recipe, variant: Variant | None, dataset: Dataset, *, anew: bool
+) -> _Made:
+    """Compresses a trained model, or takes what is kept of that."""
+    if variant and not anew and (kept := kept_file(variant_name(recipe, variant))):
+        return _read_kept(kept)
+    own: tuple[Step, ...] = (recipe.pruning,) if recipe.pruning else ()
+    records = []
+    for step in variant.steps if variant else own:
+        model, record = compress(model, recipe, step, dataset)
+        records.append(record)
+    if not records:
+        return _Made(None, None, None, [])
+    measured = accuracy(model, dataset.x_test, dataset.y_test)
+    if not weight_quantizers(model):
+        return _Made(model, None, measured, records)
+    with tempfile.TemporaryDirectory(prefix="edgekiln-") as scratch:
+        output = Path(scratch) / INT8_NAME
+        convert_qat(model, output, recipe.name)
+        return _Made(None, output.read_bytes(), measured, records)
+
+
+def _read_kept(path: Path) -> _Made:
+    history = read_history(path.stem)
+    measured, records = history["accuracy"]["pruned"], history["compression"]
+    if path.suffix == ".tflite":
+        return _Made(None, path.read_bytes(), measured, records)
+    return _Made(unpack_model(path.read_bytes(), path), None, measured, records)
+
+
+def variant_name(recipe: Recipe, variant: Variant) -> str:
+    """Returns the name of a variant's model."""
+    return f"{recipe.name}_{variant.name}"
 
 
 def choose_representative(dataset: Dataset) -> npt.NDArray[np.float32]:

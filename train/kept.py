@@ -42,8 +42,19 @@ def read_history(name: str) -> dict[str, Any]:
     return history
 
 
-def write_history(name: str, history: Mapping[str, Any]) -> None:
-    """Writes ``<name>.json`` beside the model."""
+def write_kept(name: str, suffix: str, data: bytes, history: Mapping[str, Any]) -> None:
+    """Keeps a model and how it was made.
+
+    Args:
+        name: Name of the recipe or of its variant.
+        suffix: ``.npz`` or ``.tflite``; a file of the other kind is removed.
+        data: The file.
+        history: JSON values.
+    """
+    for other in (".npz", ".tflite"):
+        if other != suffix:
+            (DIRECTORY / f"{name}{other}").unlink(missing_ok=True)
+    files.write_bytes(DIRECTORY / f"{name}{suffix}", data)
     files.write_json(DIRECTORY / f"{name}.json", history)
 
 

@@ -37,7 +37,7 @@ def train_recipe(recipe: Recipe, directory: Path) -> None:
     """
     dataset = load_dataset(recipe.dataset)
     make_reproducible(recipe.seed)
-    model = _build(recipe, recipe.dtype_policy)
+    model = recipe.build_model()
     epochs = fit(
         model,
         recipe,
@@ -47,7 +47,6 @@ def train_recipe(recipe: Recipe, directory: Path) -> None:
         description=f"Training {recipe.name}",
         callbacks=[early_stopping(recipe.patience)],
     )
-    model = to_float32(model, recipe)
     test_accuracy = accuracy(model, dataset.x_test, dataset.y_test)
     _require_accuracy(recipe, test_accuracy)
     history = {
@@ -70,25 +69,6 @@ def train_recipe(recipe: Recipe, directory: Path) -> None:
     }
     write_model(model, directory / MODEL_NAME)
     files.write_json(directory / HISTORY_NAME, history)
-
-
-def _build(recipe: Recipe, dtype_policy: str) -> Any:
-    """Returns a new model whose layers compute as the policy says."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(dtype_policy)
-    try:
-        return recipe.build_model()
-    finally:
-        keras.config.set_dtype_policy(before)
-
-
-def to_float32(model: Any, recipe: Recipe) -> Any:
-    """Returns a recipe's trained model as one that computes in float32."""
-    if recipe.dtype_policy == "float32":
-        return model
-    floating = _build(recipe, "float32")
-    floating.set_weights(model.get_weights())
-    return floating
 
 
 def _require_accuracy(recipe: Recipe, test_accuracy: float) -> None:
@@ -183,7 +163,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no type
     """
 
     def __init__(self, images: Images, labels: Labels, recipe: Recipe) -> None:
-        super().__init__()
+        super().__init__(workers=2, max_queue_size=16)
         self._images, self._labels = images, labels
         self._batch_size = recipe.batch_size
         plan = recipe.augmentation

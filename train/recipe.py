@@ -40,6 +40,8 @@ class PruningPlan:
         ramp_epochs: Epochs over which the sparsity rises, at most ``epochs``.
         learning_rate: Learning rate at the start of fine-tuning.
         exclude: Names of layers to leave dense.
+        pattern: Which weights go together: ``unstructured``, ``n:m`` (n of m neighbours stay,
+            2:4 for instance, and the sparsity is 1 - n/m) or ``1xw`` (w neighbours go together).
     """
 
     sparsity: float
@@ -47,95 +49,7 @@ class PruningPlan:
     ramp_epochs: int
     learning_rate: float
     exclude: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ChannelPlan:
-    """How channels are removed from a trained model, and how it is trained again meanwhile.
-
-    Attributes:
-        macs_ratio: Share of the multiply-accumulate steps that is left, in (0, 1).
-        rounds: Steps in which the channels go; after each the model is fine-tuned.
-        epochs: Epochs of fine-tuning in all, shared out evenly but for the last round, which
-            takes the rest.
-        learning_rate: Learning rate at the start of each round.
-        importance: How channels are ranked: ``l1``, ``bn_scale`` or ``taylor``.
-    """
-
-    macs_ratio: float
-    rounds: int
-    epochs: int
-    learning_rate: float
-    importance: str = "taylor"
-
-
-@dataclass(frozen=True)
-class ClusteringPlan:
-    """How weights are made to share few values while the model is fine-tuned.
-
-    Attributes:
-        clusters: Values a kernel, at most.
-        epochs: Epochs of fine-tuning.
-        learning_rate: Learning rate at the start.
-    """
-
-    clusters: int
-    epochs: int
-    learning_rate: float
-
-
-@dataclass(frozen=True)
-class QatPlan:
-    """How a trained model is trained on with quantization in the loop.
-
-    Attributes:
-        weight_bits: 8 or 4.
-        epochs: Epochs of training.
-        learning_rate: Learning rate at the start.
-        learned: Whether scales are learned (LSQ) instead of followed (moving averages).
-        distillation: Share of the loss that is the distance to the float model's outputs.
-    """
-
-    weight_bits: int
-    epochs: int
-    learning_rate: float
-    learned: bool = True
-    distillation: float = 0.0
-
-
-@dataclass(frozen=True)
-class PtqPlan:
-    """How a trained model is quantized without training, where the usual way is not enough.
-
-    Attributes:
-        weight_bits: 8 or 4.
-        calibration: How ranges are chosen: ``minmax``, ``percentile``, ``mse`` or ``entropy``.
-        equalize: Whether ranges are equalized across layers first.
-        bias_correction: Whether the biases make up for the shift of the means.
-    """
-
-    weight_bits: int = 8
-    calibration: str = "minmax"
-    equalize: bool = False
-    bias_correction: bool = False
-
-
-Plan = PruningPlan | ChannelPlan | ClusteringPlan | QatPlan | PtqPlan
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A compressed form of a recipe's model.
-
-    Attributes:
-        name: Its name, a C identifier; ``<recipe>_<name>`` names the model.
-        description: One line for ``edgekiln models``.
-        plans: What is done to the trained model, in order; QAT or PTQ can only be the last.
-    """
-
-    name: str
-    description: str
-    plans: tuple[Plan, ...]
+    pattern: str = "unstructured"
 
 
 @dataclass(frozen=True)
@@ -156,10 +70,6 @@ class Recipe:
         augmentation: Distortions of the training images, or None.
         pruning: How the trained model is pruned, or None to leave it dense.
         min_float_accuracy: Test accuracy that the float model reaches, in [0, 1].
-        dtype_policy: Keras's policy while it is trained. With ``mixed_bfloat16`` the layers
-            compute in bfloat16, which is faster where the processor has it; the weights, and the
-            model that results, are float32 all the same.
-        variants: Compressed forms of the model.
     """
 
     name: str
@@ -174,5 +84,3 @@ class Recipe:
     augmentation: Augmentation | None
     pruning: PruningPlan | None
     min_float_accuracy: float
-    dtype_policy: str = "float32"
-    variants: tuple[Variant, ...] = ()

@@ -12,8 +12,9 @@ import pytest
 from keras_marks import KERAS
 
 from edgekiln.errors import BadInputError
-from edgekiln.quantize import litert, stage
+from edgekiln.quantize import litert
 from edgekiln.quantize.audit import audit_int8
+from edgekiln.quantize.compress import compress
 from edgekiln.quantize.pruning import measure_sparsity
 from edgekiln.quantize.stage import accuracy_table, choose_representative, quantize_recipe
 from edgekiln.train.datasets import load_dataset
@@ -71,9 +72,10 @@ def check_summary(summary: dict[str, Any], trained: Path, directory: Path) -> No
     assert min(summary["accuracy"][key] for key in ("float", "pruned", "int8_host")) > 0.85
     assert summary["sparsity"] == measure_sparsity(pruned)
     assert summary["sparsity"] == {"hidden": round(0.6 * 8192) / 8192, "probabilities": 0.0}
-    assert summary["pruning"]["layers"] == ["hidden"]
-    assert summary["pruning"]["exclude"] == ["probabilities"]
-    assert [epoch["epoch"] for epoch in summary["pruning"]["history"]] == [1, 2, 3]
+    (record,) = summary["compression"]
+    assert record["layers"] == ["hidden"]
+    assert record["exclude"] == ["probabilities"]
+    assert [epoch["epoch"] for epoch in record["history"]] == [1, 2, 3]
     assert summary["input"] == {"shape": [8, 8, 1], "scale": pytest.approx(1 / 255), **ZERO}
     assert summary["representative"]["samples"] == 200
     assert summary["split"]["test_indices_sha256"] == digits.split.test_indices_sha256
@@ -86,7 +88,7 @@ def test_a_recipe_without_pruning(trained: Path, tmp_path: Path) -> None:
     quantize_recipe(dataclasses.replace(RECIPE, pruning=None), trained, tmp_path)
     assert not (tmp_path / "pruned.keras").exists()
     summary = json.loads((tmp_path / "quantize.json").read_text())
-    assert summary["accuracy"]["pruned"] is None and summary["pruning"] is None
+    assert summary["accuracy"]["pruned"] is None and summary["compression"] == []
     assert summary["sparsity"] == {"hidden": 0.0, "probabilities": 0.0}
     assert accuracy_table(summary).row_count == 2
 
@@ -136,7 +138,7 @@ def test_a_plan_that_makes_no_sense_is_refused(
     recipe = dataclasses.replace(RECIPE, pruning=dataclasses.replace(PLAN, **change))
     dataset = load_dataset("digits")
     with pytest.raises(BadInputError, match=message):
-        stage.prune_model(recipe.build_model(), recipe, recipe.pruning or PLAN, dataset)
+        compress(recipe.build_model(), recipe, recipe.pruning or PLAN, dataset)
 
 
 def test_representative_samples_come_from_the_training_part() -> None:

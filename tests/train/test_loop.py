@@ -183,11 +183,3 @@ def test_images_are_distorted_anew_every_epoch() -> None:
     batches.on_epoch_end()
     second, other_labels = batches[0]
     assert not np.array_equal(first[np.argsort(labels)], second[np.argsort(other_labels)])
-
-
-def test_training_in_bfloat16_ends_in_a_float32_model(tmp_path: Path) -> None:
-    recipe = dataclasses.replace(SMALL, dtype_policy="mixed_bfloat16", min_float_accuracy=0.9)
-    train_recipe(recipe, tmp_path)
-    model = read_model(tmp_path / "model.keras")
-    assert {layer.compute_dtype for layer in model.layers} == {"float32"}
-    assert keras.config.dtype_policy().name == "float32"

@@ -35,7 +35,7 @@ def build_model() -> Any:
         x = normalized(layers.Conv2D(_CHANNELS, 1, use_bias=False, name=name)(x), name)
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     x = layers.Dropout(0.2)(x)
-    x = layers.Dense(10, activation="softmax", name="probabilities", dtype="float32")(x)
+    x = layers.Dense(10, activation="softmax", name="probabilities")(x)
     return keras.Model(image, x, name="ds_cnn")
 
 
@@ -44,13 +44,12 @@ RECIPE = Recipe(
     description="depthwise separable CNN on Fashion-MNIST",
     dataset="fashion_mnist",
     build_model=build_model,
-    epochs=12,
+    epochs=10,
     batch_size=128,
     learning_rate=4e-3,
-    patience=12,
+    patience=10,
     seed=1,
     augmentation=Augmentation(copies=0, rotation_degrees=0, shift_pixels=0, zoom=0, flip=True),
     pruning=None,
     min_float_accuracy=0.90,
-    dtype_policy="mixed_bfloat16",
 )

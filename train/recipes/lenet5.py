@@ -26,7 +26,7 @@ def build_model() -> Any:
             layers.Flatten(),
             layers.Dense(120, activation="relu", name="c5"),
             layers.Dense(84, activation="relu", name="f6"),
-            layers.Dense(10, activation="softmax", name="probabilities", dtype="float32"),
+            layers.Dense(10, activation="softmax", name="probabilities"),
         ],
         name="lenet5",
     )

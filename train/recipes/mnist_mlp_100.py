@@ -17,7 +17,7 @@ def build_model() -> Any:
             layers.Input((28, 28, 1), name="image"),
             layers.Flatten(),
             layers.Dense(100, activation="relu", name="hidden"),
-            layers.Dense(10, activation="softmax", name="probabilities", dtype="float32"),
+            layers.Dense(10, activation="softmax", name="probabilities"),
         ],
         name="mnist_mlp_100",
     )

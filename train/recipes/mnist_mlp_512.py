@@ -20,7 +20,7 @@ def build_model() -> Any:
             layers.Dropout(0.2),
             layers.Dense(512, activation="relu", name="hidden2"),
             layers.Dropout(0.2),
-            layers.Dense(10, activation="softmax", name="probabilities", dtype="float32"),
+            layers.Dense(10, activation="softmax", name="probabilities"),
         ],
         name="mnist_mlp_512",
     )

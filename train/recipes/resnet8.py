@@ -30,7 +30,7 @@ def build_model() -> Any:
         x = layers.Add(name=f"stack{number}_add")([x, y])
         x = layers.ReLU(name=f"stack{number}_relu2")(x)
     x = layers.GlobalAveragePooling2D(name="pool")(x)
-    x = layers.Dense(10, activation="softmax", name="probabilities", dtype="float32")(x)
+    x = layers.Dense(10, activation="softmax", name="probabilities")(x)
     return keras.Model(image, x, name="resnet8")
 
 
@@ -57,5 +57,4 @@ RECIPE = Recipe(
     augmentation=Augmentation(copies=0, rotation_degrees=0, shift_pixels=0, zoom=0, flip=True),
     pruning=None,
     min_float_accuracy=0.92,
-    dtype_policy="mixed_bfloat16",
 )

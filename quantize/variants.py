@@ -1,0 +1,165 @@
+"""The compressed forms of the recipes, which `make zoo` makes and `make zoo-report` measures."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+from edgekiln.errors import BadInputError
+from edgekiln.train.recipe import PruningPlan
+
+
+@dataclass(frozen=True)
+class ChannelStep:
+    """Channels are removed, the least important of the whole model first.
+
+    Attributes:
+        macs_ratio: Share of the multiply-accumulate steps that is left, in (0, 1).
+        rounds: Rounds of pruning and fine-tuning.
+        epochs: Epochs of fine-tuning after each round but the last.
+        final_epochs: Epochs after the last round.
+        learning_rate: Learning rate at the start of each round.
+        importance: How channels are ranked, as `ChannelPruning` knows it.
+    """
+
+    macs_ratio: float
+    rounds: int
+    epochs: int
+    final_epochs: int
+    learning_rate: float
+    importance: Literal["l1", "bn_scale", "taylor"] = "taylor"
+
+
+@dataclass(frozen=True)
+class ClusteringStep:
+    """Weights are made to share few values.
+
+    Attributes:
+        clusters: Values in a kernel, at most.
+        epochs: Epochs of fine-tuning.
+        learning_rate: Learning rate at the start.
+    """
+
+    clusters: int
+    epochs: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class QatStep:
+    """The model is trained on with quantization in the loop; the last step of a variant.
+
+    Attributes:
+        weight_bits: 8 or 4.
+        epochs: Epochs of training.
+        learning_rate: Learning rate at the start.
+        ranges: As in `QatConfig`.
+        weight_scale: As in `QatConfig`.
+    """
+
+    weight_bits: int
+    epochs: int
+    learning_rate: float
+    ranges: Literal["moving_average", "lsq"] = "lsq"
+    weight_scale: Literal["max", "lsq"] = "lsq"
+
+
+Step = PruningPlan | ChannelStep | ClusteringStep | QatStep
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A compressed form of a recipe's model.
+
+    Attributes:
+        name: Its name, a C identifier; ``<recipe>_<name>`` names the model.
+        description: One line for ``edgekiln models``.
+        steps: What is done to the trained model, in order.
+    """
+
+    name: str
+    description: str
+    steps: tuple[Step, ...]
+
+
+VARIANTS: dict[str, tuple[Variant, ...]] = {
+    "mnist_mlp_512": (
+        Variant(
+            "pruned_80",
+            "four fifths of the weights are zero",
+            (PruningPlan(sparsity=0.8, epochs=10, ramp_epochs=5, learning_rate=5e-4),),
+        ),
+    ),
+    "lenet5": (
+        Variant(
+            "pruned_2_4",
+            "two of four neighbouring weights are zero",
+            (
+                PruningPlan(
+                    sparsity=0.5,
+                    epochs=6,
+                    ramp_epochs=2,
+                    learning_rate=5e-4,
+                    exclude=("c1",),
+                    pattern="2:4",
+                ),
+            ),
+        ),
+        Variant(
+            "clustered_16",
+            "sixteen values in a kernel",
+            (ClusteringStep(clusters=16, epochs=4, learning_rate=3e-4),),
+        ),
+    ),
+    "mnist_cnn": (
+        Variant(
+            "channels_50",
+            "channels removed, with them half of the MACs",
+            (ChannelStep(0.5, rounds=2, epochs=1, final_epochs=5, learning_rate=7e-4),),
+        ),
+    ),
+    "ds_cnn": (
+        Variant(
+            "qat_w4",
+            "4-bit weights, trained with them",
+            (QatStep(weight_bits=4, epochs=4, learning_rate=5e-4),),
+        ),
+    ),
+    "resnet8": (
+        Variant(
+            "channels_50",
+            "channels removed, with them half of the MACs",
+            (ChannelStep(0.5, rounds=2, epochs=1, final_epochs=6, learning_rate=2e-3),),
+        ),
+        Variant(
+            "qat_w4",
+            "4-bit weights, trained with them",
+            (QatStep(weight_bits=4, epochs=4, learning_rate=5e-4),),
+        ),
+    ),
+}
+"""Variants by the recipe's name."""
+
+
+def variants_of(recipe: str) -> tuple[Variant, ...]:
+    """Returns the variants of a recipe."""
+    return VARIANTS.get(recipe, ())
+
+
+def load_variant(recipe: str, name: str) -> Variant:
+    """Returns a variant of a recipe.
+
+    Raises:
+        BadInputError: The recipe has none of that name.
+    """
+    found = {variant.name: variant for variant in variants_of(recipe)}
+    if name not in found:
+        close = difflib.get_close_matches(name, found, n=1)
+        raise BadInputError(
+            f"the recipe {recipe} has no such variant",
+            where=name or "''",
+            allowed=", ".join(found) or "none",
+            hint=f"did you mean {close[0]}?" if close else "see: edgekiln models",
+        )
+    return found[name]
