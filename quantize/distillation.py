@@ -13,6 +13,7 @@ which the softmax takes away again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from edgekiln.errors import BadInputError
@@ -98,8 +99,8 @@ class _Distilled(keras.Model):  # type: ignore[misc]  # Keras has no types
         self, student: Any, teacher: Any, temperature: float, alpha: float, from_logits: bool
     ) -> None:
         super().__init__(student.input, student.output, name=student.name)
-        # In a tuple inside a function Keras does not see it: it is no layer of this model.
-        self._ask_teacher = lambda x: teacher(x, training=False)
+        # Inside a function Keras does not see it: it is no layer of this model.
+        self._ask_teacher: Callable[[Any], Any] = lambda x: teacher(x, training=False)
         self._temperature, self._alpha = temperature, alpha
         self._from_logits = from_logits
 

@@ -99,9 +99,17 @@ def lower_model(model: Any) -> Any:
     lowered = build_model(graph, _Lowering(graph).rebuild)
     if remaining_batch_norms(lowered):
         # Those in layers that were taken apart can be folded now.
-        lowered = fold_batch_norm(lowered)
-        lowered = build_model(read_graph(lowered), _Norms().rebuild)
+        lowered = lower_batch_norms(fold_batch_norm(lowered))
     return lowered
+
+
+def lower_batch_norms(model: Any) -> Any:
+    """Returns a model with each BatchNormalization as a depthwise 1x1 convolution.
+
+    Raises:
+        UnsupportedOpError: One normalizes another axis than the last.
+    """
+    return build_model(read_graph(model), _Norms().rebuild)
 
 
 class _Norms:

@@ -296,8 +296,8 @@ def pack_int4(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
     """Packs codes from -8 to 7, any shape, two to a byte, the first in the low half."""
     flat = np.zeros(codes.size + codes.size % 2, np.uint8)
     flat[: codes.size] = codes.reshape(-1).view(np.uint8) & 15
-    packed: npt.NDArray[np.uint8] = flat[0::2] | (flat[1::2] << 4)
-    return packed
+    low, high = flat[0::2], flat[1::2]
+    return np.asarray(low | (high << 4), np.uint8)
 
 
 def _in_order(maps: Sequence[Any], names: Sequence[str]) -> Array:
