@@ -121,8 +121,16 @@ def measure_accuracy(
     return float(np.mean(np.argmax(outputs, axis=-1) == labels))
 
 
-def load_interpreter(tflite: bytes, where: object, kernels: Kernels = "BUILTIN_REF") -> Any:
-    """Returns LiteRT's interpreter with a model, ready to be run.
+def open_interpreter(
+    tflite: bytes, where: object, *, kernels: Kernels = "BUILTIN_REF", keep_all: bool = False
+) -> Any:
+    """Returns LiteRT's interpreter of a model.
+
+    Args:
+        tflite: The file's content.
+        where: Its name, for messages.
+        kernels: Which of LiteRT's kernels.
+        keep_all: Whether tensors between ops can be read after an inference.
 
     Raises:
         BadModelError: The model cannot be loaded.
@@ -136,6 +144,7 @@ def load_interpreter(tflite: bytes, where: object, kernels: Kernels = "BUILTIN_R
         interpreter = Interpreter(
             model_content=tflite,
             experimental_op_resolver_type=OpResolverType[kernels],
+            experimental_preserve_all_tensors=keep_all,
             num_threads=1,
         )
         interpreter.allocate_tensors()
@@ -145,8 +154,7 @@ def load_interpreter(tflite: bytes, where: object, kernels: Kernels = "BUILTIN_R
 
 
 def _open(tflite: bytes, where: object, kernels: Kernels = "BUILTIN_REF") -> Any:
-    """Loads a model with one int8 input and one int8 output."""
-    interpreter = load_interpreter(tflite, where, kernels)
+    interpreter = open_interpreter(tflite, where, kernels=kernels)
     tensors = (*interpreter.get_input_details(), *interpreter.get_output_details())
     if len(tensors) != 2 or any(tensor["dtype"] != np.int8 for tensor in tensors):
         got = ", ".join(f"{np.dtype(tensor['dtype'])} '{tensor['name']}'" for tensor in tensors)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from edgekiln.console import track
 from edgekiln.errors import BadModelError
 from edgekiln.quantize.affine import dequantize_array, quantize_array
-from edgekiln.quantize.litert import Kernels, load_interpreter
+from edgekiln.quantize.litert import Kernels, open_interpreter
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def read_signature(tflite: bytes, where: object) -> Signature:
         BadModelError: The model cannot be loaded, or has no signature.
         ToolMissingError: LiteRT is not installed.
     """
-    interpreter = load_interpreter(tflite, where)
+    interpreter = open_interpreter(tflite, where)
     try:
         runner = interpreter.get_signature_runner()
     except ValueError as error:
@@ -111,7 +111,7 @@ def run_real(
         ToolMissingError: LiteRT is not installed.
     """
     signature = read_signature(tflite, where)
-    interpreter = load_interpreter(tflite, where, kernels)
+    interpreter = open_interpreter(tflite, where, kernels=kernels)
     codes = {port.index: port.encode(inputs[port.name]) for port in signature.inputs}
     samples = range(len(next(iter(codes.values()))))
     results: dict[str, list[npt.NDArray[Any]]] = {port.name: [] for port in signature.outputs}
