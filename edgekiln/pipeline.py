@@ -236,11 +236,12 @@ def quantize(
     """
     check_packages("train", "litert")
     work = find_model(model, build, given=given)
+    report = work.sensitivity if sensitivity else None
     directory = work.quantized
-    if sensitivity:
+    if report is not None:
         from edgekiln.quantize.own_sensitivity import read_report
 
-        show(read_report(work.sensitivity).table())
+        show(read_report(report).table())
     return directory
 
 
