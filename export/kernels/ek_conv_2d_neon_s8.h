@@ -73,10 +73,22 @@ static EK_INLINE int8_t *ek_gather_row_neon(const ek_conv_2d_neon_s8_params *p,
 static EK_INLINE void ek_gather_neon(const ek_conv_2d_neon_s8_params *p, const int8_t *input,
                                      int32_t in_y, int32_t in_x, int8_t *to)
 {
+    const int32_t size = p->input_channels;
+    const int32_t run = p->filter_width * size;
+    const int32_t height = (p->filter_height - 1) * p->dilation_height + 1;
+    if (p->dilation_width == 1 && in_y >= 0 && in_y + height <= p->input_height && in_x >= 0
+        && in_x + p->filter_width <= p->input_width) {
+        const int8_t *from = input + (in_y * p->input_width + in_x) * size;
+        for (int32_t tap = 0; tap < p->filter_height; ++tap) {
+            to = ek_copy_neon(to, from, run);
+            from += p->dilation_height * p->input_width * size;
+        }
+        return;
+    }
     for (int32_t tap = 0; tap < p->filter_height; ++tap) {
         const int32_t y = in_y + tap * p->dilation_height;
         if (y < 0 || y >= p->input_height) {
-            to = ek_fill_neon(to, p->input_zero_point, p->filter_width * p->input_channels);
+            to = ek_fill_neon(to, p->input_zero_point, run);
         } else {
             to = ek_gather_row_neon(p, input, y, in_x, to);
         }

@@ -143,8 +143,19 @@ static EK_INLINE int8_t *ek_copy_neon(int8_t *to, const int8_t *from, int32_t by
 /* Fills bytes with one value; returns where `to` goes on. */
 static EK_INLINE int8_t *ek_fill_neon(int8_t *to, int32_t value, int32_t bytes)
 {
-    if (bytes > 0) {
-        memset(to, value, (size_t)bytes);
+    const int8x16_t all = vdupq_n_s8((int8_t)value);
+    if (bytes >= 16) {
+        for (int32_t i = 0; i + 16 <= bytes; i += 16) {
+            vst1q_s8(to + i, all);
+        }
+        vst1q_s8(to + bytes - 16, all);
+    } else if (bytes >= 8) {
+        vst1_s8(to, vget_low_s8(all));
+        vst1_s8(to + bytes - 8, vget_low_s8(all));
+    } else {
+        for (int32_t i = 0; i < bytes; ++i) {
+            to[i] = (int8_t)value;
+        }
     }
     return to + bytes;
 }

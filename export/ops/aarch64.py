@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgekiln.export.ir import DType, Graph
 from edgekiln.export.ops.activation import Activation, activation_range
+from edgekiln.export.ops.add import Add, has_one_size, quantized_scalars
 from edgekiln.export.ops.base import (
     Array,
     Kernel,
@@ -23,6 +24,7 @@ from edgekiln.export.ops.base import (
     Scratch,
     as_int64,
 )
+from edgekiln.export.ops.broadcasting import overlap_elementwise
 from edgekiln.export.ops.conv_2d import Conv2D, is_pointwise
 from edgekiln.export.ops.convolution import bias_and_input_offset, per_channel_requantization
 from edgekiln.export.ops.depthwise_conv_2d import DepthwiseConv2D
@@ -362,6 +364,37 @@ def _cost_depthwise(op: DepthwiseConv2D, graph: Graph) -> float:
     return 0.4 * op.macs(graph) + 3.0 * op.output(graph).elements
 
 
+# ---- ADD ----
+
+
+def _lower_add(op: Add, graph: Graph) -> tuple[KernelCall, ...]:
+    scalars = quantized_scalars(op, graph)
+    for name in ("input_1", "input_2"):
+        exact = scalars[f"{name}_multiplier"] == 1 << 30 and scalars[f"{name}_shift"] == 0
+        scalars[f"{name}_halves"] = int(exact)
+    call = KernelCall(
+        "ek_add_neon_s8",
+        "ek_add_neon_s8.h",
+        {"length": op.output(graph).elements, **{name: scalars[name] for name in _ADD_SCALARS}},
+        {},
+        (op.inputs[0], op.inputs[1]),
+        op.outputs[0],
+        specialise=("input_1_halves", "input_2_halves"),
+    )
+    return (call,)
+
+
+_ADD_SCALARS = (
+    "input_1_offset", "input_1_multiplier", "input_1_shift", "input_1_halves", "input_2_offset",
+    "input_2_multiplier", "input_2_shift", "input_2_halves", "output_multiplier",
+    "output_shift", "output_zero_point", "activation_min", "activation_max",
+)  # fmt: skip
+
+
+def _cost_add(op: Add, graph: Graph) -> float:
+    return 6.0 * op.output(graph).elements
+
+
 _PER_MAC = {False: 0.22, True: 0.09}
 
 
@@ -403,3 +436,4 @@ DEPTHWISE_CONV_2D = (
         _overlap_window,
     ),
 )
+ADD = (Kernel("add_neon_s8", _lower_add, _cost_add, _NEON, has_one_size, overlap_elementwise),)

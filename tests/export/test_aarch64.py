@@ -175,6 +175,26 @@ def test_fully_connected_and_1x1(model: bytes, seed: int) -> None:
     check_emulated(model, seed)
 
 
+@pytest.mark.parametrize("scales", [(0.05, 0.05, 0.06), (0.3, 0.002, 0.1), (0.01, 0.07, 0.001)])
+@pytest.mark.parametrize("length", [5, 16, 300])
+def test_add(length: int, scales: tuple[float, float, float], tmp_path: Path) -> None:
+    """A tensor plus what a RELU makes of it, as the emulated program takes one input."""
+    shape = (1, length)
+    tensors = [
+        activation(shape, scales[0], -7),
+        activation(shape, scales[1], 120),
+        activation(shape, scales[2], 3),
+    ]
+    ops = [BuiltOp("RELU", [0], [1]), BuiltOp("ADD", [0, 1], [2], "AddOptions")]
+    compiled = compile_model(build_model(tensors, ops, [0], [2]), name="m", target="aarch64")
+    assert compiled.report["nodes"][1]["kernel"] == "add_neon_s8"
+    inputs = np.random.default_rng(length).integers(-128, 128, (20, *shape)).astype(np.int8)
+    found = node_outputs(compiled, inputs, tmp_path)
+    for x, got in zip(inputs, found, strict=True):
+        (want,) = run_graph(compiled.graph, [x])
+        assert got[-length:] == want.tobytes()
+
+
 SCALING = """
 #include <stdio.h>
 
