@@ -157,6 +157,8 @@ def _compress(member: Member, directory: Path) -> None:
     from edgekiln.train.registry import load_recipe
 
     recipe, variant = load_recipe(member.recipe), load_variant(member.recipe, member.variant or "")
+    if not variant.is_trained:
+        return
     with files.new_directory(directory / variant.name) as new:
         quantize_recipe(recipe, directory / "train" / MODEL_NAME, new, variant, anew=True)
         summary = json.loads((new / SUMMARY_NAME).read_text())

@@ -12,7 +12,7 @@ from edgekiln.train.recipe import PruningPlan
 
 @dataclass(frozen=True)
 class ChannelStep:
-    """Channels are removed, the least important of the whole model first.
+    """Channels are removed, of every layer the same share, so that MACs and bytes fall alike.
 
     Attributes:
         macs_ratio: Share of the multiply-accumulate steps that is left, in (0, 1).
@@ -65,7 +65,26 @@ class QatStep:
     weight_scale: Literal["max", "lsq"] = "lsq"
 
 
-Step = PruningPlan | ChannelStep | ClusteringStep | QatStep
+@dataclass(frozen=True)
+class PtqStep:
+    """The model is quantized without training, by other choices than the usual ones; the last step.
+
+    Attributes:
+        weight_bits: As in `PtqConfig`.
+        calibration: As in `PtqConfig`.
+        weight_range: As in `PtqConfig`.
+        equalize: As in `PtqConfig`.
+        bias_correction: As in `PtqConfig`.
+    """
+
+    weight_bits: int = 8
+    calibration: str = "minmax"
+    weight_range: Literal["max", "mse"] = "max"
+    equalize: bool = False
+    bias_correction: bool = False
+
+
+Step = PruningPlan | ChannelStep | ClusteringStep | QatStep | PtqStep
 
 
 @dataclass(frozen=True)
@@ -82,6 +101,29 @@ class Variant:
     description: str
     steps: tuple[Step, ...]
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether making it takes training, so that the result is kept."""
+        return any(not isinstance(step, PtqStep) for step in self.steps)
+
+
+_FOUR_BITS = (
+    Variant(
+        "ptq_w4",
+        "4-bit weights without training",
+        (PtqStep(weight_bits=4),),
+    ),
+    Variant(
+        "ptq_w4_repaired",
+        "4-bit weights without training: clipped, equalized, biases corrected",
+        (PtqStep(4, "mse", "mse", equalize=True, bias_correction=True),),
+    ),
+    Variant(
+        "qat_w4",
+        "4-bit weights, trained with them",
+        (QatStep(weight_bits=4, epochs=4, learning_rate=5e-4),),
+    ),
+)
 
 VARIANTS: dict[str, tuple[Variant, ...]] = {
     "mnist_mlp_512": (
@@ -119,24 +161,14 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
             (ChannelStep(0.5, rounds=2, epochs=1, final_epochs=5, learning_rate=7e-4),),
         ),
     ),
-    "ds_cnn": (
-        Variant(
-            "qat_w4",
-            "4-bit weights, trained with them",
-            (QatStep(weight_bits=4, epochs=4, learning_rate=5e-4),),
-        ),
-    ),
+    "ds_cnn": _FOUR_BITS,
     "resnet8": (
         Variant(
             "channels_50",
             "channels removed, with them half of the MACs",
             (ChannelStep(0.5, rounds=2, epochs=1, final_epochs=6, learning_rate=2e-3),),
         ),
-        Variant(
-            "qat_w4",
-            "4-bit weights, trained with them",
-            (QatStep(weight_bits=4, epochs=4, learning_rate=5e-4),),
-        ),
+        *_FOUR_BITS,
     ),
 }
 """Variants by the recipe's name."""

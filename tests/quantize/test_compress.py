@@ -22,6 +22,7 @@ from edgekiln.quantize.variants import (
     VARIANTS,
     ChannelStep,
     ClusteringStep,
+    PtqStep,
     QatStep,
     Step,
     Variant,
@@ -129,7 +130,7 @@ def test_variants_are_of_recipes_and_end_quantized() -> None:
         assert len(set(names)) == len(names) and all(name.isidentifier() for name in names)
         for variant in variants_of(recipe):
             assert variant.description and variant.steps
-            assert not any(isinstance(step, QatStep) for step in variant.steps[:-1])
+            assert not any(isinstance(step, QatStep | PtqStep) for step in variant.steps[:-1])
     assert variants_of("digits_mlp") == ()
     with pytest.raises(
         BadInputError, match=r"^channel_50: the recipe resnet8 has no such var.*\?$"
