@@ -149,26 +149,40 @@ def _compile_sharing(
     kernels: Mapping[str, Kernel], codebooks: Mapping[str, Codebook]
 ) -> Callable[[], None]:
     """Returns a function that sets all weights of a cluster to their mean, on every replica."""
-    parts = [(kernel.variable, *_on_device(codebooks[name])) for name, kernel in kernels.items()]
+    parts = [(kernel.variable, _Members(codebooks[name])) for name, kernel in kernels.items()]
 
     def share() -> None:
-        for variable, assignment, inverse_counts in parts:
+        for variable, members in parts:
             weights = tensorflow.cast(variable.value, tensorflow.float32)
-            sums = tensorflow.math.unsorted_segment_sum(
-                weights, assignment, inverse_counts.shape[0]
-            )
-            variable.assign(tensorflow.gather(sums * inverse_counts, assignment))
+            variable.assign(members.share(weights))
 
     compiled: Callable[[], None] = tensorflow.function(share, autograph=False)
     return compiled
 
 
-def _on_device(codebook: Codebook) -> tuple[Any, Any]:
-    """Returns variables: the assignment, and 1 / members of each cluster, 0 where it is fixed."""
-    counts = np.bincount(codebook.assignment.ravel(), minlength=len(codebook.centroids))
-    inverse = np.where(codebook.fixed, 0.0, 1.0 / counts).astype(np.float32)
-    # TensorFlow keeps variables of int32 on the host; those of int64 lie where the weights do.
-    return (
-        tensorflow.Variable(codebook.assignment.astype(np.int64), trainable=False),
-        tensorflow.Variable(inverse, trainable=False),
-    )
+class _Members:
+    """Which weights belong together, in variables that lie where the weights do.
+
+    The sums run over the weights in the order of their clusters: a sum over unordered ones takes
+    several times as long, and a histogram adds up in an order that changes from run to run.
+    TensorFlow keeps variables of int32 on the host, hence int64.
+    """
+
+    def __init__(self, codebook: Codebook) -> None:
+        flat = codebook.assignment.ravel()
+        order = np.argsort(flat, kind="stable")
+        shares = np.where(codebook.fixed, 0.0, 1.0 / np.bincount(flat))
+        self._assignment = _constant(codebook.assignment, np.int64)
+        self._order = _constant(order, np.int64)
+        self._sorted = _constant(flat[order], np.int64)
+        self._shares = _constant(shares, np.float32)
+
+    def share(self, weights: Any) -> Any:
+        """Returns the weights with each cluster's mean in place of its members."""
+        in_order = tensorflow.gather(tensorflow.reshape(weights, [-1]), self._order)
+        means = tensorflow.math.segment_sum(in_order, self._sorted) * self._shares
+        return tensorflow.gather(means, self._assignment)
+
+
+def _constant(value: Any, dtype: Any) -> Any:
+    return tensorflow.Variable(value.astype(dtype), trainable=False)

@@ -20,7 +20,7 @@ from edgekiln.quantize.sparsity import (
     PolynomialSchedule,
     n_of_m_mask,
 )
-from edgekiln.train.quiet_keras import keras
+from edgekiln.train.quiet_keras import keras, tensorflow
 
 pytestmark = KERAS
 
@@ -283,6 +283,20 @@ def test_training_that_goes_on_keeps_its_place_in_the_schedule() -> None:
     fit(model, [MagnitudePruning(SCHEDULE), record], initial_epoch=2)
     counts = [int(np.count_nonzero(pattern)) for pattern in record.patterns]
     assert counts == [98] * 2 * STEPS
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data:UserWarning")
+def test_data_of_unknown_length() -> None:
+    model = build()
+    record = Record("hidden")
+    model.compile("adam", "mse", jit_compile=False)
+    one = (np.ones((4, 6, 6, 2), np.float32), np.ones((4, 3), np.float32))
+    data = tensorflow.data.Dataset.from_tensors(one).repeat(STEPS).filter(lambda x, y: True)
+    callbacks = [MagnitudePruning(SCHEDULE), record]
+    model.fit(data, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=callbacks)
+    counts = [int(np.count_nonzero(pattern)) for pattern in record.patterns]
+    assert counts[0] == 0 and counts[9] < counts[10]
+    assert counts[10:] == [98] * (STEPS * EPOCHS - 10)
 
 
 def test_the_weights_are_left_alone_when_there_is_no_epoch() -> None:
