@@ -336,13 +336,32 @@ def _settings(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def zoo_markdown(report: dict[str, Any]) -> str:
-    """Returns the table of all models as Markdown; a variant is compared with its recipe."""
+    """Returns the page about all models, ``docs/zoo.md``; variants are compared with recipes."""
     rows = [_HEADINGS, ("---", *("--:" for _ in _HEADINGS[1:]))]
     for recipe, entry in report.items():
         rows.append(_row(recipe, entry, entry))
         for name, variant in entry["variants"].items():
             rows.append(_row(f"{recipe} {name}", variant, entry))
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return _PAGE + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+_PAGE = f"""# The zoo
+
+The project's own models and their compressed variants, measured on the emulated board
+`{BOARD}`, a Cortex-M4F. Made by `make zoo-report > docs/zoo.md` from the models in
+train/kept, which `make zoo` trains. MNIST for the names that say so and for lenet5,
+Fashion-MNIST for ds_cnn and resnet8; both have 10,000 held-out images.
+
+- float: the trained model in Keras; pruned: the compressed model in Keras, before it is
+  int8, or with quantization in the loop. Both on all held-out images.
+- int8 host: the generated C on this machine, on all of them. int8 device: the image on the
+  board, on as many as the next column says, evenly spread; there every output byte has to be
+  the one that the generated C gave on this machine.
+- Instructions are counted exactly by QEMU; they are not cycles. Flash is the linked image, RAM
+  is arena, variables and the measured peak of the stack, both in bytes. In brackets: the ratio
+  to the recipe itself.
+
+"""
 
 
 _HEADINGS = (
