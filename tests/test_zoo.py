@@ -46,7 +46,7 @@ def test_members() -> None:
         "mnist_cnn",
         "mnist_cnn_channels_50",
     ]
-    with pytest.raises(BadInputError, match="^digits_cnn: is not in the zoo; allowed: mnist_mlp"):
+    with pytest.raises(BadInputError, match=r"^digits_cnn: is not in the zoo; allowed: mnist_mlp"):
         zoo.members(("digits_cnn",))
 
 
