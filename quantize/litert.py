@@ -121,7 +121,21 @@ def measure_accuracy(
     return float(np.mean(np.argmax(outputs, axis=-1) == labels))
 
 
-def _open(tflite: bytes, where: object, kernels: Kernels = "BUILTIN_REF") -> Any:
+def open_interpreter(
+    tflite: bytes, where: object, *, kernels: Kernels = "BUILTIN_REF", keep_all: bool = False
+) -> Any:
+    """Returns LiteRT's interpreter of a model.
+
+    Args:
+        tflite: The file's content.
+        where: Its name, for messages.
+        kernels: Which of LiteRT's kernels.
+        keep_all: Whether tensors between ops can be read after an inference.
+
+    Raises:
+        BadModelError: The model cannot be loaded.
+        ToolMissingError: LiteRT is not installed.
+    """
     try:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
     except ImportError:
@@ -130,11 +144,17 @@ def _open(tflite: bytes, where: object, kernels: Kernels = "BUILTIN_REF") -> Any
         interpreter = Interpreter(
             model_content=tflite,
             experimental_op_resolver_type=OpResolverType[kernels],
+            experimental_preserve_all_tensors=keep_all,
             num_threads=1,
         )
         interpreter.allocate_tensors()
     except (RuntimeError, ValueError) as error:
         raise BadModelError("LiteRT cannot run it", where=where, got=error) from None
+    return interpreter
+
+
+def _open(tflite: bytes, where: object, kernels: Kernels = "BUILTIN_REF") -> Any:
+    interpreter = open_interpreter(tflite, where, kernels=kernels)
     tensors = (*interpreter.get_input_details(), *interpreter.get_output_details())
     if len(tensors) != 2 or any(tensor["dtype"] != np.int8 for tensor in tensors):
         got = ", ".join(f"{np.dtype(tensor['dtype'])} '{tensor['name']}'" for tensor in tensors)
