@@ -37,7 +37,8 @@ class Entry:
 
     Attributes:
         accuracy_float: The trained model's, in Keras, on the whole held-out set.
-        accuracy_pruned: The compressed Keras model's; None where nothing was compressed.
+        accuracy_pruned: The compressed Keras model's; of a recipe, that of its first variant
+            that is pruned, or None.
         accuracy_int8_host: The generated C's on this machine, on the whole held-out set.
         accuracy_int8_device: The board's, on ``device_samples`` of it.
         accuracy_float_device_samples: The trained Keras model's on those samples alone.
@@ -205,9 +206,18 @@ def measure_zoo(
         if member.variant is None:
             report[member.recipe] = {**entry, "board": BOARD, "emulated": True, "variants": {}}
         else:
-            report[member.recipe]["variants"][member.variant] = entry
+            _add_variant(report[member.recipe], member, entry)
     files.write_json(build / "zoo.json", report)
     return report
+
+
+def _add_variant(recipe: dict[str, Any], member: Member, entry: dict[str, Any]) -> None:
+    from edgekiln.quantize.variants import load_variant
+
+    variant = load_variant(member.recipe, member.variant or "")
+    recipe["variants"][variant.name] = entry
+    if variant.is_pruned and recipe["accuracy_pruned"] is None:
+        recipe["accuracy_pruned"] = entry["accuracy_pruned"]
 
 
 def _measure_all(
@@ -371,7 +381,7 @@ _HEADINGS = (
 
 
 def _row(name: str, entry: dict[str, Any], base: dict[str, Any]) -> tuple[str, ...]:
-    pruned = entry["accuracy_pruned"]
+    pruned = None if entry is base else entry["accuracy_pruned"]
     return (
         name,
         _percent(entry["accuracy_float"]),

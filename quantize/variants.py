@@ -102,6 +102,11 @@ class Variant:
     steps: tuple[Step, ...]
 
     @property
+    def is_pruned(self) -> bool:
+        """Whether weights or channels are removed."""
+        return any(isinstance(step, PruningPlan | ChannelStep) for step in self.steps)
+
+    @property
     def is_trained(self) -> bool:
         """Whether making it takes training, so that the result is kept."""
         return any(not isinstance(step, PtqStep) for step in self.steps)
@@ -125,14 +130,15 @@ _FOUR_BITS = (
     ),
 )
 
+_PRUNED_80 = Variant(
+    "pruned_80",
+    "four fifths of the weights are zero",
+    (PruningPlan(sparsity=0.8, epochs=10, ramp_epochs=5, learning_rate=5e-4),),
+)
+
 VARIANTS: dict[str, tuple[Variant, ...]] = {
-    "mnist_mlp_512": (
-        Variant(
-            "pruned_80",
-            "four fifths of the weights are zero",
-            (PruningPlan(sparsity=0.8, epochs=10, ramp_epochs=5, learning_rate=5e-4),),
-        ),
-    ),
+    "mnist_mlp_100": (_PRUNED_80,),
+    "mnist_mlp_512": (_PRUNED_80,),
     "lenet5": (
         Variant(
             "pruned_2_4",
@@ -161,7 +167,14 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
             (ChannelStep(0.5, rounds=2, epochs=1, final_epochs=5, learning_rate=7e-4),),
         ),
     ),
-    "ds_cnn": _FOUR_BITS,
+    "ds_cnn": (
+        Variant(
+            "channels_50",
+            "channels removed, with them half of the MACs",
+            (ChannelStep(0.5, rounds=2, epochs=1, final_epochs=5, learning_rate=2e-3),),
+        ),
+        *_FOUR_BITS,
+    ),
     "resnet8": (
         Variant(
             "channels_50",

@@ -11,7 +11,7 @@ from keras_marks import KERAS
 
 from edgekiln import zoo
 from edgekiln.errors import BadInputError
-from edgekiln.quantize.variants import load_variant
+from edgekiln.quantize.variants import load_variant, variants_of
 from edgekiln.train import kept
 from edgekiln.train.registry import load_recipe
 
@@ -83,6 +83,9 @@ def test_what_compression_promised(root: Path) -> None:
         assert entry["accuracy_float"] >= PROMISED[name]
         assert entry["accuracy_float"] - entry["accuracy_int8_host"] <= 0.002
         assert entry["device_equals_host_bytes"]
+        pruned = [variant for variant in variants_of(name) if variant.is_pruned]
+        first = entry["variants"][pruned[0].name]
+        assert entry["accuracy_pruned"] == first["accuracy_pruned"]
         assert all(variant["device_equals_host_bytes"] for variant in entry["variants"].values())
     assert report["mnist_mlp_512"]["accuracy_int8_host"] >= 0.984
     assert report["mnist_cnn"]["accuracy_int8_host"] >= 0.9925
