@@ -40,7 +40,8 @@ MAX = "max"
 #: Channels far weaker than the layer's strongest share this part of its scale: their codes
 #: would carry nothing, and a bias of ordinary size would not fit 32 bits.
 _WEAKEST_CHANNEL = 2.0**-12
-_SMALLEST_SCALE = 1e-12
+#: Of an activation that is zero throughout.
+_SMALLEST_SCALE = 1e-8
 _OFFSET_STEPS = 256.0
 _MSE_CANDIDATES = 80
 
@@ -172,6 +173,8 @@ class ActivationQuantizer(keras.layers.Layer):  # type: ignore[misc]  # Keras ha
             training: Whether a moving average goes on.
         """
         if self.constant_range is not None:
+            if self.ranges == FIXED:
+                return inputs  # The converter knows it, and wants no word about it.
             low, high = self.constant_range
             return tensorflow.quantization.fake_quant_with_min_max_args(inputs, low, high)
         if training and not self.in_training:
@@ -401,8 +404,9 @@ class QuantizedKernel:
     def _max_scale(self, kernel: Any) -> Any:
         magnitudes = _ops.abs(_ops.stop_gradient(kernel))
         per_channel = _ops.max(magnitudes, axis=self._reduced, keepdims=True)
-        floor = _ops.maximum(_ops.max(magnitudes) * _WEAKEST_CHANNEL, _SMALLEST_SCALE)
-        return _ops.maximum(per_channel, floor) / self._largest_code()
+        strongest = _ops.max(magnitudes)
+        strongest = _ops.where(strongest > 0, strongest, 1.0)
+        return _ops.maximum(per_channel, strongest * _WEAKEST_CHANNEL) / self._largest_code()
 
     def _scale(self, kernel: Any, learning: bool = False) -> Any:
         if self.weight_scale == MAX:

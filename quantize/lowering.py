@@ -3,7 +3,7 @@
 What is left afterwards: Conv2D, DepthwiseConv2D, Conv2DTranspose and Dense with a linear, relu or
 relu6 activation; Add, Subtract and Multiply of two tensors; Concatenate; ReLU, LeakyReLU, and
 Activation with sigmoid, tanh or softmax; pooling, padding, cropping, upsampling, reshaping; layers
-that do nothing at inference; BatchNormalization. The float outputs stay the same.
+that do nothing at inference. The float outputs stay the same.
 """
 
 from __future__ import annotations
@@ -14,10 +14,17 @@ from typing import Any
 import numpy as np
 
 from edgekiln.errors import UnsupportedOpError
-from edgekiln.quantize.batch_norm import norm_factors
+from edgekiln.quantize.batch_norm import (
+    find_foldable,
+    fold_batch_norm,
+    folded_weights,
+    norm_factors,
+    remaining_batch_norms,
+)
 from edgekiln.quantize.keras_graph import (
     Call,
     LayerCopies,
+    LayerGraph,
     build_model,
     copy_layer,
     read_composition,
@@ -42,6 +49,7 @@ MOVING = (
     _layers.Permute,
     _layers.RepeatVector,
     _layers.Reshape,
+    _layers.Resizing,
     _layers.ZeroPadding1D,
     _layers.ZeroPadding2D,
 )
@@ -67,6 +75,7 @@ _OPERATIONS = {
     "Subtract": _layers.Subtract,
     "Multiply": _layers.Multiply,
 }
+_RELUS = {None: _activations.relu, 6: _activations.relu6}
 _FUNCTIONS = {
     "Relu": _activations.relu,
     "Relu6": _activations.relu6,
@@ -77,17 +86,29 @@ _FUNCTIONS = {
 
 
 def lower_model(model: Any) -> Any:
-    """Returns the model made of the layers named above, with BatchNormalization as it was.
+    """Returns a functional model of the layers named above, with the same float outputs.
+
+    Batch normalization is folded into the layer before it; where that cannot be, it becomes a
+    depthwise 1x1 convolution.
 
     Raises:
         BadModelError: The model is subclassed, or a layer cannot be copied.
         UnsupportedOpError: A layer has no int8 form.
     """
-    return build_model(read_graph(model), _Lowering().rebuild)
+    graph = read_graph(model)
+    lowered = build_model(graph, _Lowering(graph).rebuild)
+    if remaining_batch_norms(lowered):
+        # Those in layers that were taken apart can be folded now.
+        lowered = lower_batch_norms(fold_batch_norm(lowered))
+    return lowered
 
 
 def lower_batch_norms(model: Any) -> Any:
-    """Returns a lowered model with each BatchNormalization as a depthwise 1x1 convolution."""
+    """Returns a model with each BatchNormalization as a depthwise 1x1 convolution.
+
+    Raises:
+        UnsupportedOpError: One normalizes another axis than the last.
+    """
     return build_model(read_graph(model), _Norms().rebuild)
 
 
@@ -114,9 +135,14 @@ class _Norms:
 
 
 class _Lowering:
-    def __init__(self) -> None:
+    def __init__(self, graph: LayerGraph) -> None:
         self._copies = LayerCopies()
+        self._norms = find_foldable(graph)
+        self._gone = {id(norm) for norm in self._norms.values()}
         self._split: dict[tuple[int, str], Any] = {}
+        #: What a one-dimensional convolution made, before it was reshaped, by the result's id.
+        self._wide: dict[int, Any] = {}
+        self._kept: list[Any] = []
 
     def rebuild(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         layer = call.layer
@@ -130,6 +156,8 @@ class _Lowering:
             return self._activate(call, args[0], _FUNCTIONS[type(layer).__name__])
         if isinstance(layer, ARITHMETIC):
             return self._chain(call, type(layer), args[0])
+        if id(layer) in self._gone:
+            return args[0]
         if isinstance(layer, _layers.Concatenate | _layers.BatchNormalization):
             return self._copies.call(call, args, kwargs)
         if len(args) != 1 or isinstance(args[0], list | tuple | dict):
@@ -149,6 +177,8 @@ class _Lowering:
             return self._activate(call, x, _activations.softmax)
         if isinstance(layer, _layers.ReLU):
             return self._relu(call, x)
+        if isinstance(layer, _layers.UpSampling2D) and layer.interpolation == "nearest":
+            return self._enlarge(call, x)
         if isinstance(layer, _layers.LeakyReLU | _layers.UpSampling2D):
             return self._copies.call(call, args, kwargs)
         if isinstance(layer, (*MOVING, *AVERAGING, *MEANS, *TRANSPARENT)):
@@ -163,16 +193,25 @@ class _Lowering:
             self._split[key] = kind(name=name, **options)
         return self._split[key]
 
+    def _weights(self, call: Call) -> list[Any]:
+        """Returns a layer's weights, with the normalization that can be folded into it."""
+        norm = self._norms.get(call)
+        return list(call.layer.get_weights() if norm is None else folded_weights(call.layer, norm))
+
+    def _has_bias(self, call: Call) -> bool:
+        return bool(call.layer.use_bias or call in self._norms)
+
     def _weighted(self, call: Call, x: Any) -> Any:
         activation = call.layer.activation
         fused = activation in _FUSED
         layer = self._split.get((id(call.layer), ""))
         if layer is None:
-            kept = {} if fused else {"activation": "linear"}
-            layer = copy_layer(call, self._copies.unique(call.name), **kept)
+            changes: dict[str, Any] = {} if fused else {"activation": "linear"}
+            changes["use_bias"] = self._has_bias(call)
+            layer = copy_layer(call, self._copies.unique(call.name), **changes)
             self._split[id(call.layer), ""] = layer
         y = layer(x)
-        layer.set_weights(call.layer.get_weights())
+        layer.set_weights(self._weights(call))
         return y if fused else self._activate(call, y, activation)
 
     def _separable(self, call: Call, x: Any) -> Any:
@@ -189,10 +228,15 @@ class _Lowering:
             **shared,
         )
         pointwise = self._make(
-            call, "", _layers.Conv2D, filters=layer.filters, kernel_size=1, use_bias=layer.use_bias
+            call,
+            "",
+            _layers.Conv2D,
+            filters=layer.filters,
+            kernel_size=1,
+            use_bias=self._has_bias(call),
         )
         y = pointwise(depthwise(x))
-        first, *rest = layer.get_weights()
+        first, *rest = self._weights(call)
         depthwise.set_weights([first])
         pointwise.set_weights(rest)
         return self._activate(call, y, layer.activation)
@@ -213,7 +257,7 @@ class _Lowering:
             "strides": layer.strides[0],
             "dilation_rate": (1, *layer.dilation_rate),
             "padding": "valid" if layer.padding == "causal" else layer.padding,
-            "use_bias": layer.use_bias,
+            "use_bias": self._has_bias(call),
         }
         if isinstance(layer, _layers.Conv1D):
             options |= {"filters": layer.filters, "groups": layer.groups}
@@ -224,13 +268,17 @@ class _Lowering:
         flat = self._make(call, "", kind, **options)
         wide = _layers.Reshape((1, length, channels), name=self._unique(call, "_reshape"))
         y = flat(wide(x))
-        kernel, *bias = layer.get_weights()
+        kernel, *bias = self._weights(call)
         flat.set_weights([kernel[np.newaxis], *bias])
-        if layer.activation in _FUSED:
-            y = self._activate(call, y, layer.activation)
-        narrow = _layers.Reshape(tuple(y.shape[2:]), name=self._unique(call, "_reshape"))
-        y = narrow(y)
-        return y if layer.activation in _FUSED else self._activate(call, y, layer.activation)
+        return self._activate(call, self._narrow(call, y), layer.activation)
+
+    def _narrow(self, call: Call, wide: Any) -> Any:
+        """Returns [1, L, C] as [L, C]."""
+        shape = tuple(wide.shape[2:])
+        result = _layers.Reshape(shape, name=self._unique(call, "_reshape"))(wide)
+        self._wide[id(result)] = wide
+        self._kept.append(result)  # Alive, so that no other tensor gets its id.
+        return result
 
     def _unique(self, call: Call, suffix: str) -> str:
         return self._copies.unique(call.name + suffix)
@@ -239,8 +287,12 @@ class _Lowering:
         """Applies an activation as layers of its own, named after the call's."""
         if activation is _activations.linear:
             return x
+        if id(x) in self._wide:
+            # Before the reshape, where it can be fused into the convolution.
+            return self._narrow(call, self._activate(call, self._wide[id(x)], activation))
         kind = getattr(activation, "__name__", str(activation))
-        name = call.name if isinstance(call.layer, _layers.Activation) else f"{call.name}_{kind}"
+        alone = isinstance(call.layer, _layers.Activation | _layers.ReLU | _layers.Softmax)
+        name = call.name if alone else f"{call.name}_{kind}"
         name = self._copies.unique(name)
         if activation is _activations.relu:
             return _layers.ReLU(name=name)(x)
@@ -259,19 +311,26 @@ class _Lowering:
             "linear, relu, relu6, leaky_relu, sigmoid, tanh, silu, softmax",
         )
 
+    def _enlarge(self, call: Call, x: Any) -> Any:
+        """Repeats pixels, by one op where UpSampling2D makes five of it."""
+        factors = call.layer.size
+        height, width = x.shape[1] * factors[0], x.shape[2] * factors[1]
+        name = self._copies.unique(call.name)
+        return _layers.Resizing(height, width, interpolation="nearest", name=name)(x)
+
     def _relu(self, call: Call, x: Any) -> Any:
         layer = call.layer
         if layer.threshold == 0 and layer.max_value is None and layer.negative_slope:
             slope = float(layer.negative_slope)
             return _layers.LeakyReLU(slope, name=self._copies.unique(call.name))(x)
-        if layer.threshold != 0 or layer.negative_slope or layer.max_value not in (None, 6):
+        if layer.threshold != 0 or layer.negative_slope or layer.max_value not in _RELUS:
             raise unsupported(
                 call,
                 f"max_value {layer.max_value}, negative_slope {layer.negative_slope}, "
                 f"threshold {layer.threshold}",
                 "max_value None or 6, or a negative_slope alone",
             )
-        return self._copies.call(call, (x,), {})
+        return self._activate(call, x, _RELUS[layer.max_value])
 
     def _operation(self, call: Call, args: tuple[Any, ...]) -> Any:
         tensors = [each for each in args if isinstance(each, keras.KerasTensor)]

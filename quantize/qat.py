@@ -26,7 +26,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekiln.errors import BadInputError
-from edgekiln.quantize.batch_norm import fold_batch_norm
 from edgekiln.quantize.fake_quant import (
     FIXED,
     LSQ,
@@ -48,7 +47,7 @@ from edgekiln.quantize.keras_graph import (
     flat_name,
     read_graph,
 )
-from edgekiln.quantize.lowering import WEIGHTED, lower_batch_norms, lower_model
+from edgekiln.quantize.lowering import WEIGHTED, lower_model
 from edgekiln.quantize.range_plan import RangeGroup, RangePlan, Site, plan_ranges
 from edgekiln.train.quiet_keras import keras
 
@@ -136,7 +135,7 @@ def quantize_model(model: Any, config: QatConfig, calibration: Any = None) -> An
         BadModelError: The model is subclassed, or a layer cannot be copied.
         UnsupportedOpError: A layer has no int8 form.
     """
-    graph = read_graph(lower_batch_norms(fold_batch_norm(lower_model(model))))
+    graph = read_graph(lower_model(model))
     names = {call.name for call in graph.calls if isinstance(call.layer, WEIGHTED)}
     _check_names(model, "layer_weight_bits", config.layer_weight_bits, names)
     _check_names(model, "exclude", config.exclude, names)
@@ -313,14 +312,16 @@ def calibrate_ranges(model: Any, calibration: Any, batch_size: int = 64) -> None
     observed = observation_model(model)
     ranges: dict[str, tuple[float, float]] = {}
     count = len(keras.tree.flatten(calibration)[0])
+    calibration = keras.tree.pack_sequence_as(model.input, keras.tree.flatten(calibration))
     with observing(model):
         for first in range(0, count, batch_size):
             taken = slice(first, first + batch_size)
             batch = keras.tree.map_structure(lambda array, taken=taken: array[taken], calibration)
-            for name, tensors in observed.predict_on_batch(batch).items():
+            for name, tensors in observed(batch, training=False).items():
                 for tensor in keras.tree.flatten(tensors):
                     low, high = ranges.get(name, (math.inf, -math.inf))
-                    ranges[name] = min(low, float(tensor.min())), max(high, float(tensor.max()))
+                    lowest, highest = keras.ops.min(tensor), keras.ops.max(tensor)
+                    ranges[name] = min(low, float(lowest)), max(high, float(highest))
     for name, quantizer in activation_quantizers(model).items():
         if quantizer.ranges != FIXED:
             quantizer.set_range(*ranges[name])

@@ -38,7 +38,9 @@ def convert(job: Job, report: Report) -> Job:
     layers = list(weight_quantizers(model).values())
     weights = [read_weights(layer) for layer in layers]
     stand_ins = [stand_in_codes(layer, index) for index, layer in enumerate(layers)]
-    for quantizer in activation_quantizers(model).values():
+    quantizers = activation_quantizers(model).values()
+    grids = [(quantizer.scale, quantizer.zero_point) for quantizer in quantizers]
+    for quantizer in quantizers:
         quantizer.constant_range = quantizer.range
     for index, layer in enumerate(layers):
         layer.exporting = True
@@ -47,6 +49,7 @@ def convert(job: Job, report: Report) -> Job:
     report("converting")
     rewriter = TfliteRewriter(_convert(model), job["where"])
     report("writing the weights")
+    rewriter.set_activation_scales(grids)
     _write_weights(rewriter, [layer.name for layer in layers], weights, stand_ins, job["where"])
     rewriter.order_signature(*signature_names(model))
     files.write_bytes(Path(job["output"]), rewriter.to_bytes())
@@ -104,21 +107,24 @@ def _write_weights(
     stand_ins: Sequence[npt.NDArray[np.int8]],
     where: str,
 ) -> None:
-    missing = dict(enumerate(names))
-    for linear in list(rewriter.linear_operators()):
-        index = _recognise(rewriter, linear, stand_ins)
+    # Operators of one layer share their kernel: all are recognised before any is written.
+    found = [
+        (linear, _recognise(rewriter, linear, stand_ins)) for linear in rewriter.linear_operators()
+    ]
+    for linear, index in found:
         if index is None:
             raise BadModelError(
                 "the converter made an operator that is no layer of the model",
                 where=f"{where}: node {linear.index} {linear.name}",
             )
         rewriter.set_weights(linear, weights[index])
-        missing.pop(index, None)
+    written = {index for _, index in found}
+    missing = [name for index, name in enumerate(names) if index not in written]
     if missing:
         raise BadModelError(
             "the converter left out layers",
             where=where,
-            got=", ".join(missing.values()),
+            got=", ".join(missing),
             hint="remove layers whose output is not used",
         )
 

@@ -114,12 +114,13 @@ class _Planner:
         elif isinstance(layer, lowering.MEANS):
             self.start(value, call.name, nonnegative=self._nonnegative(taken))
         elif isinstance(layer, _layers.Activation):
-            self.start(value, call.name, True, _FIXED_RANGES[layer.activation])
+            fixed = _FIXED_RANGES[layer.activation]
+            self.start(value, call.name, fixed[0] >= 0, fixed)
         elif isinstance(layer, _layers.Concatenate):
             self._join(call, value)
         elif isinstance(layer, (_layers.UpSampling2D, *lowering.AVERAGING)):
             self._keep(taken, value)
-            if value in self._groups and not _copies_values(layer):
+            if value in self._groups:
                 self._again.add(value)
         elif isinstance(layer, (*lowering.MOVING, *lowering.TRANSPARENT)):
             self._keep(taken, value)
@@ -202,7 +203,3 @@ def _activation(layer: Any) -> Any:
 
 def _ends_in_relu(layer: Any) -> bool:
     return _activation(layer) is not keras.activations.linear
-
-
-def _copies_values(layer: Any) -> bool:
-    return isinstance(layer, _layers.UpSampling2D) and layer.interpolation == "nearest"

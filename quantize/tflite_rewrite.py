@@ -11,7 +11,7 @@ TRANSPOSE_CONV, one to a byte as INT8 with the 4-bit scale, which computes the s
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +28,14 @@ _KERNEL_INPUT = 1
 #: the Keras kernel's axes in the order of the file, and the operator's version with int4.
 _OPERATORS = {
     "CONV_2D": (0, 2, 0, (3, 0, 1, 2), 7),
-    "DEPTHWISE_CONV_2D": (0, 2, 3, None, 7),
+    # The converter would write 7, which LiteRT's reference resolver lacks; its kernel reads int4.
+    "DEPTHWISE_CONV_2D": (0, 2, 3, None, 6),
     "FULLY_CONNECTED": (0, 2, 0, (1, 0), 10),
     "TRANSPOSE_CONV": (2, 3, 0, (2, 0, 1, 3), None),
 }
 _INT4_RANGE, _INT8_RANGE = (-8, 7), (-128, 127)
 _ALIGNMENT = 16
+_SAME_SCALE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,9 @@ class TfliteRewriter:
             code = self._model.operatorCodes[operator.opcodeIndex]
             builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
             name = tflite.utils.BUILTIN_OPCODE2NAME.get(builtin, "")
-            if name in _OPERATORS and self._is_constant(operator.inputs[_KERNEL_INPUT]):
+            if name in _OPERATORS and self._has_data(
+                self._graph.tensors[operator.inputs[_KERNEL_INPUT]]
+            ):
                 yield LinearOperator(name, index, operator)
 
     def read_codes(self, linear: LinearOperator) -> Array:
@@ -130,16 +134,44 @@ class TfliteRewriter:
                 got=f"{codes.shape}, codes {codes.min()} to {codes.max()}",
                 allowed=f"{tuple(kernel.shape)}, codes {lowest} to {highest}",
             )
-        packed = weights.bits == 4 and int4_version is not None
-        kernel.type = tflite.TensorType.INT4 if packed else tflite.TensorType.INT8
-        self._set_data(kernel, pack_int4(codes) if packed else codes.reshape(-1).view(np.uint8))
+        if weights.bits == 4 and int4_version is not None:
+            kernel.type = tflite.TensorType.INT4
+            self._set_data(kernel, pack_int4(codes))
+            self._raise_version(linear.operator, int4_version)
+        else:
+            kernel.type = tflite.TensorType.INT8
+            self._set_data(kernel, codes.reshape(-1).view(np.uint8))
         self._set_scales(kernel, weights.scales, axis)
         # As the kernels require: the product, rounded to float32.
         bias_scales = (input_scale * weights.scales.astype(np.float64)).astype(np.float32)
         self._set_data(bias, self._quantize_bias(linear, weights.bias, bias_scales).view(np.uint8))
         self._set_scales(bias, bias_scales, 0)
-        if packed:
-            self._raise_version(linear.operator, int4_version)
+
+    def set_activation_scales(self, grids: Collection[tuple[float, int]]) -> None:
+        """Gives every activation the very scale that it is meant to have.
+
+        The converter computes scales from ranges in other steps, and is off by a bit at times.
+
+        Args:
+            grids: Scale and zero point of each range.
+
+        Raises:
+            BadModelError: A tensor has none of them.
+        """
+        for tensor in self._graph.tensors:
+            quantization = tensor.quantization
+            if quantization is None or quantization.scale is None or self._has_data(tensor):
+                continue
+            scale, zero_point = float(quantization.scale[0]), int(quantization.zeroPoint[0])
+            near = [s for s, z in grids if z == zero_point and abs(scale / s - 1) < _SAME_SCALE]
+            if not near:
+                raise BadModelError(
+                    "the converter gave an activation a range of its own",
+                    where=f"{self._where}: tensor '{_text(tensor.name)}'",
+                    got=f"scale {scale:g}, zero point {zero_point}",
+                )
+            closest = min(near, key=lambda each: abs(scale / each - 1))
+            quantization.scale = np.array([closest], np.float32)
 
     def order_signature(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         """Puts the model's inputs and outputs in the order of these names of its signature."""
@@ -166,8 +198,8 @@ class TfliteRewriter:
             )
         return self._graph.tensors[inputs[position]]
 
-    def _is_constant(self, tensor: int) -> bool:
-        data = self._model.buffers[self._graph.tensors[tensor].buffer].data
+    def _has_data(self, tensor: Any) -> bool:
+        data = self._model.buffers[tensor.buffer].data
         return data is not None and len(data) > 0
 
     def _set_data(self, tensor: Any, data: Array) -> None:
@@ -262,14 +294,19 @@ def file_layout(kernel: Array, operator: str) -> Array:
 
 def pack_int4(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
     """Packs codes from -8 to 7, any shape, two to a byte, the first in the low half."""
-    flat = np.append(codes.reshape(-1), np.zeros(codes.size % 2, np.int8)).view(np.uint8) & 15
-    packed: npt.NDArray[np.uint8] = flat[0::2] | (flat[1::2] << 4)
-    return packed
+    flat = np.zeros(codes.size + codes.size % 2, np.uint8)
+    flat[: codes.size] = codes.reshape(-1).view(np.uint8) & 15
+    low, high = flat[0::2], flat[1::2]
+    return np.asarray(low | (high << 4), np.uint8)
 
 
 def _in_order(maps: Sequence[Any], names: Sequence[str]) -> Array:
-    found = {(m.name.decode() if isinstance(m.name, bytes) else m.name): m for m in maps}
-    return np.array([found[name].tensorIndex for name in names], np.int32)
+    found = {_text(each.name): each.tensorIndex for each in maps}
+    return np.array([found[name] for name in names], np.int32)
+
+
+def _text(name: bytes | str) -> str:
+    return name.decode(errors="replace") if isinstance(name, bytes) else name
 
 
 def _import_schema() -> Any:
