@@ -277,6 +277,7 @@ def _measure_int8(
 ) -> Entry:
     from edgekiln.bench.compiled import CompiledRunner
     from edgekiln.bench.device import run_on_board
+    from edgekiln.bench.inputs import spread_evenly
     from edgekiln.export.compiler import compile_model, write_bundle
     from edgekiln.export.tflite_reader import read_tflite
     from edgekiln.firmware.boards import load_board
@@ -296,7 +297,7 @@ def _measure_int8(
     tensor = graph.tensor(graph.inputs[0])
     codes = quantize_array(data.x_test, tensor.q.scale, tensor.q.zero_point, tensor.dtype.value)
     (host,) = CompiledRunner(directory / "host", flags=_FAST).run((codes,))
-    chosen = _spread(len(codes), device_samples)
+    chosen = spread_evenly(len(codes), device_samples)
     device = run_on_board(image, board, codes[chosen], progress=False)
     wrong = int((device.outputs[0] != host[chosen]).sum())
     if wrong:
@@ -330,11 +331,6 @@ def _measure_int8(
 
 def _share(outputs: NDArray[Any], labels: NDArray[np.int64]) -> float:
     return float(np.mean(outputs.reshape(len(labels), -1).argmax(axis=1) == labels))
-
-
-def _spread(count: int, wanted: int) -> NDArray[np.int64]:
-    """Returns up to ``wanted`` indices, evenly spread from the first to the last."""
-    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64))
 
 
 def _settings(record: dict[str, Any]) -> dict[str, Any]:

@@ -192,6 +192,19 @@ def variants_of(recipe: str) -> tuple[Variant, ...]:
     return VARIANTS.get(recipe, ())
 
 
+def find_variant(model: str) -> tuple[str, Variant] | None:
+    """Returns the recipe's name and the variant that ``<recipe>_<variant>`` means, or None."""
+    return next(
+        (
+            (recipe, variant)
+            for recipe, variants in VARIANTS.items()
+            for variant in variants
+            if model == f"{recipe}_{variant.name}"
+        ),
+        None,
+    )
+
+
 def load_variant(recipe: str, name: str) -> Variant:
     """Returns a variant of a recipe.
 

@@ -83,7 +83,7 @@ def test_pruning_in_a_pattern(trained: Path) -> None:
 def test_a_variant_that_is_trained_quantized(trained: Path, tmp_path: Path) -> None:
     quantize_recipe(RECIPE, trained, tmp_path, Variant("qat", "", (QAT,)))
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"float.tflite", "int8.tflite", "quantize.json"}
+    assert names == {"float.tflite", "int8.tflite", "quantize.json", "predictions.npz"}
     audit_int8((tmp_path / "int8.tflite").read_bytes(), "m")
     summary = json.loads((tmp_path / "quantize.json").read_text())
     assert summary["variant"] == "qat" and summary["compression"][0]["step"] == "qat"
