@@ -179,7 +179,7 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
         Variant(
             "channels_50",
             "channels removed, with them half of the MACs",
-            (ChannelStep(0.5, rounds=2, epochs=1, final_epochs=6, learning_rate=2e-3),),
+            (ChannelStep(0.5, rounds=2, epochs=1, final_epochs=14, learning_rate=4e-3),),
         ),
         *_FOUR_BITS,
     ),
