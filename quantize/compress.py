@@ -141,9 +141,7 @@ def _prune_channels(
         macs_ratio=step.macs_ratio,
         allocation="uniform",
         importance=step.importance,
-        rounds=step.rounds,
         epochs=step.epochs,
-        final_epochs=step.final_epochs,
     )
     smaller, rounds = prune_and_finetune(
         model,

@@ -16,17 +16,13 @@ class ChannelStep:
 
     Attributes:
         macs_ratio: Share of the multiply-accumulate steps that is left, in (0, 1).
-        rounds: Rounds of pruning and fine-tuning.
-        epochs: Epochs of fine-tuning after each round but the last.
-        final_epochs: Epochs after the last round.
-        learning_rate: Learning rate at the start of each round.
+        epochs: Epochs of fine-tuning.
+        learning_rate: Learning rate at the start.
         importance: How channels are ranked, as `ChannelPruning` knows it.
     """
 
     macs_ratio: float
-    rounds: int
     epochs: int
-    final_epochs: int
     learning_rate: float
     importance: Literal["l1", "bn_scale", "taylor"] = "taylor"
 
@@ -164,14 +160,14 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
         Variant(
             "channels_50",
             "channels removed, with them half of the MACs",
-            (ChannelStep(0.5, rounds=2, epochs=1, final_epochs=5, learning_rate=7e-4),),
+            (ChannelStep(0.5, epochs=6, learning_rate=7e-4),),
         ),
     ),
     "ds_cnn": (
         Variant(
             "channels_50",
             "channels removed, with them half of the MACs",
-            (ChannelStep(0.5, rounds=2, epochs=1, final_epochs=5, learning_rate=2e-3),),
+            (ChannelStep(0.5, epochs=8, learning_rate=2e-3),),
         ),
         *_FOUR_BITS,
     ),
@@ -179,7 +175,7 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
         Variant(
             "channels_50",
             "channels removed, with them half of the MACs",
-            (ChannelStep(0.5, rounds=2, epochs=1, final_epochs=14, learning_rate=4e-3),),
+            (ChannelStep(0.5, epochs=14, learning_rate=4e-3),),
         ),
         *_FOUR_BITS,
     ),

@@ -41,7 +41,7 @@ pytestmark = KERAS
 RECIPE = dataclasses.replace(
     load_recipe("digits_mlp"), epochs=6, augmentation=None, pruning=None, min_float_accuracy=0.8
 )
-CHANNELS = ChannelStep(0.5, rounds=2, epochs=1, final_epochs=3, learning_rate=1e-3)
+CHANNELS = ChannelStep(0.5, epochs=4, learning_rate=1e-3)
 QAT = QatStep(weight_bits=4, epochs=2, learning_rate=5e-4)
 
 
@@ -57,7 +57,7 @@ def test_channels(trained: Path) -> None:
     smaller, record = compress(model, RECIPE, CHANNELS, digits)
     assert 0.4 < count_macs(smaller) / count_macs(model) <= 0.5
     assert accuracy(smaller, digits.x_test, digits.y_test) > 0.9
-    assert [one["number"] for one in record["rounds"]] == [0, 1, 2]
+    assert [one["number"] for one in record["rounds"]] == [0, 1]
     json.dumps(record)
 
 
