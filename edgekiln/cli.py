@@ -167,8 +167,13 @@ def train(model: str, build_dir: Path) -> None:
 @cli.command()
 @model_argument
 @takes_own_model
+@click.option(
+    "--sensitivity",
+    is_flag=True,
+    help="Show which layers of a model from outside cost accuracy, and what helps.",
+)
 @build_option
-def quantize(model: str, given: Given, build_dir: Path) -> None:
+def quantize(model: str, given: Given, sensitivity: bool, build_dir: Path) -> None:
     r"""Quantize MODEL, and prune it where its recipe says so.
 
     MODEL is a recipe, or a Keras model from outside: a .keras or .h5 file or a SavedModel
@@ -187,7 +192,7 @@ def quantize(model: str, given: Given, build_dir: Path) -> None:
     from edgekiln import pipeline
 
     with stdout_for_results():
-        directory = pipeline.quantize(model, build_dir, given)
+        directory = pipeline.quantize(model, build_dir, given, sensitivity=sensitivity)
     click.echo(directory)
 
 

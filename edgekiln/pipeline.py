@@ -223,13 +223,16 @@ def train(model: str, build: Path) -> Path:
     return find_model(model, build).trained
 
 
-def quantize(model: str, build: Path, given: Given = _NOTHING) -> Path:
+def quantize(
+    model: str, build: Path, given: Given = _NOTHING, *, sensitivity: bool = False
+) -> Path:
     """Trains, prunes and quantizes a recipe, or quantizes a Keras model from outside.
 
     Args:
         model: As for `deploy`.
         build: As for `deploy`.
         given: As for `deploy`.
+        sensitivity: Whether to measure, and show on stderr, which layers cost accuracy.
 
     Returns:
         The directory with int8.tflite and quantize.json.
@@ -238,7 +241,14 @@ def quantize(model: str, build: Path, given: Given = _NOTHING) -> Path:
         BadInputError: MODEL is neither, or its data or options cannot be used.
     """
     check_packages("train", "litert")
-    return find_model(model, build, given=given).quantized
+    work = find_model(model, build, given=given)
+    report = work.sensitivity if sensitivity else None
+    directory = work.quantized
+    if report is not None:
+        from edgekiln.quantize.own_sensitivity import read_report
+
+        show(read_report(report).table())
+    return directory
 
 
 def export(model: str, build: Path, given: Given = _NOTHING) -> Path:
@@ -468,26 +478,53 @@ class Work:
             make,
         )
 
-    def _quantized_from_outside(self, given: Given) -> Path:
-        model, data = self._need_file(), given.data
-        if data is None:
+    @functools.cached_property
+    def sensitivity(self) -> Path:
+        """sensitivity.json: what each layer of a model from outside costs."""
+        if self.given is None:
             raise BadInputError(
-                "a Keras model needs data to be quantized with",
-                where=model,
-                hint="give --data <file>.npz; edgekiln quantize --help describes it",
+                "--sensitivity is for Keras models from outside",
+                where=self.name,
+                hint="give the recipe's model.keras with --data",
             )
-        read_input_file(data)
-        is_directory = model.is_dir()
+        given, (model, data) = self.given, self._need_own_files(self.given)
+
+        def make(directory: Path) -> None:
+            from edgekiln.quantize.own_sensitivity import measure_file
+
+            measure_file(model, data, directory, given.options)
+
+        return self._run_own_stage("sensitivity", given, make) / "sensitivity.json"
+
+    def _quantized_from_outside(self, given: Given) -> Path:
+        model, data = self._need_own_files(given)
 
         def make(directory: Path) -> None:
             from edgekiln.quantize.own import quantize_file
 
             quantize_file(model, data, directory, given.options)
 
+        return self._run_own_stage("quantize", given, make)
+
+    def _need_own_files(self, given: Given) -> tuple[Path, Path]:
+        """Returns the model and the data from outside."""
+        model = self._need_file()
+        if given.data is None:
+            raise BadInputError(
+                "a Keras model needs data to be quantized with",
+                where=model,
+                hint="give --data <file>.npz; edgekiln quantize --help describes it",
+            )
+        read_input_file(given.data)
+        return model, given.data
+
+    def _run_own_stage(self, name: str, given: Given, make: Callable[[Path], None]) -> Path:
+        model, data = self._need_own_files(given)
+        is_directory = model.is_dir()
         return _run(
             Stage(
-                name="quantize",
-                directory=self.directory / "quantize",
+                name=name,
+                directory=self.directory / name,
                 inputs=(data,) if is_directory else (model, data),
                 options={
                     "options": given.options.to_json(),
