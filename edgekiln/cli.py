@@ -167,8 +167,13 @@ def train(model: str, build_dir: Path) -> None:
 @cli.command()
 @model_argument
 @takes_own_model
+@click.option(
+    "--sensitivity",
+    is_flag=True,
+    help="Show which layers of a model from outside cost accuracy, and what helps.",
+)
 @build_option
-def quantize(model: str, given: Given, build_dir: Path) -> None:
+def quantize(model: str, given: Given, sensitivity: bool, build_dir: Path) -> None:
     r"""Quantize MODEL, and prune it where its recipe says so.
 
     MODEL is a recipe, or a Keras model from outside: a .keras or .h5 file or a SavedModel
@@ -187,7 +192,7 @@ def quantize(model: str, given: Given, build_dir: Path) -> None:
     from edgekiln import pipeline
 
     with stdout_for_results():
-        directory = pipeline.quantize(model, build_dir, given)
+        directory = pipeline.quantize(model, build_dir, given, sensitivity=sensitivity)
     click.echo(directory)
 
 
@@ -500,19 +505,22 @@ def report(model: str, board: str, build_dir: Path) -> None:
 @cli.command()
 @json_option
 def models(as_json: bool) -> None:
-    """List the recipes: models with their data and schedule."""
+    """List the recipes, models with their data and schedule, and their compressed variants."""
+    from edgekiln.quantize.variants import variants_of
     from edgekiln.train.registry import load_recipe, recipe_names
 
-    recipes = [load_recipe(name) for name in recipe_names()]
+    known: dict[str, dict[str, str | None]] = {}
+    for recipe in map(load_recipe, recipe_names()):
+        described = {"dataset": recipe.dataset, "description": recipe.description}
+        known[recipe.name] = {**described, "variant_of": None}
+        for variant in variants_of(recipe.name):
+            described["description"] = variant.description
+            name = f"{recipe.name}_{variant.name}"
+            known[name] = {**described, "variant_of": recipe.name}
     if as_json:
-        print_json(
-            {
-                recipe.name: {"dataset": recipe.dataset, "description": recipe.description}
-                for recipe in recipes
-            }
-        )
+        print_json(known)
     else:
-        rows = [(recipe.name, recipe.dataset, recipe.description) for recipe in recipes]
+        rows = [(name, str(is_["dataset"]), str(is_["description"])) for name, is_ in known.items()]
         print_columns(("model", "data", "what it is"), rows)
 
 

@@ -126,6 +126,11 @@ class QuantizeOptions:
         return self.method is Method.QAT or not (self.sparsity is None and self.channels is None)
 
     @property
+    def is_integer(self) -> bool:
+        """Whether activations are rounded."""
+        return self.scheme not in _FLOAT
+
+    @property
     def output_name(self) -> str:
         """The name of the file with the quantized model."""
         return f"{self.scheme}.tflite"

@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,9 @@ from edgekiln.quantize.own_data import Archive, ModelShape, OwnData, Part, read_
 from edgekiln.quantize.saved_model import is_saved_model
 from edgekiln.quantize.scheme import Scheme
 from edgekiln.quantize.tflite_run import Port, Signature, read_signature, run_real
+
+if TYPE_CHECKING:
+    from edgekiln.quantize.ptq import PtqConfig
 
 Array = npt.NDArray[Any]
 
@@ -118,12 +121,7 @@ def quantize_file(
     """
     options = options or QuantizeOptions()
     if is_saved_model(model):
-        if options.needs_keras:
-            raise BadInputError(
-                f"{options.needs_keras[0]} needs a Keras model, and this is a SavedModel",
-                where=model,
-                allowed="a .keras or .h5 file",
-            )
+        require_keras(model, *options.needs_keras)
         archive = read_archive(data)
         convert_float(model, directory / FLOAT_NAME)
         subject = _Subject(model, None, model, _shape_of_tflite(directory / FLOAT_NAME))
@@ -197,6 +195,20 @@ def _shape_of_tflite(path: Path) -> ModelShape:
     )
 
 
+def require_keras(model: Path, *options: str) -> None:
+    """Refuses a SavedModel where options were given that work on Keras models alone.
+
+    Raises:
+        BadInputError: It is one.
+    """
+    if options and is_saved_model(model):
+        raise BadInputError(
+            f"{options[0]} needs a Keras model, and this is a SavedModel",
+            where=model,
+            allowed="a .keras or .h5 file",
+        )
+
+
 def _require_file(path: Path) -> Path:
     if path.is_dir():
         raise BadInputError(
@@ -267,23 +279,30 @@ def _convert(
 
         convert_qat(subject.keras_model, output, subject.where)
     elif options.needs_calibration:
-        from edgekiln.quantize.calibration import CalibrationMethod
-        from edgekiln.quantize.ptq import PtqConfig, quantize_ptq
+        from edgekiln.quantize.ptq import quantize_ptq
 
-        narrow = options.scheme is Format.INT4_WEIGHTS
-        config = PtqConfig(
-            calibration=CalibrationMethod(options.calibration),
-            weight_bits=4 if narrow else 8,
-            weight_range="mse" if narrow else "max",
-            activation_bits=16 if options.scheme is Format.INT16X8 else 8,
-            equalize=options.equalize,
-            bias_correction=options.bias_correction,
-        )
+        config = ptq_config(options)
         quantize_ptq(subject.keras_model, representative, config, output, subject.where)
     else:
         scheme = _SCHEMES[options.scheme]
         samples = dict(representative) if scheme.needs_representative else None
         convert(_converter_source(subject, Path(scratch)), output, scheme, samples)
+
+
+def ptq_config(options: QuantizeOptions) -> PtqConfig:
+    """Returns the options of post-training quantization as its own module takes them."""
+    from edgekiln.quantize.calibration import CalibrationMethod
+    from edgekiln.quantize.ptq import PtqConfig
+
+    narrow = options.scheme is Format.INT4_WEIGHTS
+    return PtqConfig(
+        calibration=CalibrationMethod(options.calibration),
+        weight_bits=4 if narrow else 8,
+        weight_range="mse" if narrow else "max",
+        activation_bits=16 if options.scheme is Format.INT16X8 else 8,
+        equalize=options.equalize,
+        bias_correction=options.bias_correction,
+    )
 
 
 def _summarize(

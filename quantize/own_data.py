@@ -235,7 +235,7 @@ def read_archive(path: Path) -> Archive:
             an array that cannot be used.
     """
     data = read_input_file(path)
-    if not zipfile.is_zipfile(io.BytesIO(data)):
+    if not _is_npz(data):
         raise BadInputError(
             "is not an .npz file", where=path, hint="write it with numpy.savez(path, x=…, y=…)"
         )
@@ -253,6 +253,14 @@ def read_archive(path: Path) -> Archive:
             hint="store plain arrays of numbers" if pickled else "write it anew",
         ) from None
     return Archive(path, arrays)
+
+
+def _is_npz(data: bytes) -> bool:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return all(name.endswith(".npy") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def _check_samples(key: str, array: Array, path: Path) -> Array:
