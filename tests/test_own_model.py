@@ -165,6 +165,17 @@ class TestRefusals:
         assert message in one_line(err)
         assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
+    @pytest.mark.parametrize("command", ["deploy", "bench", "flash"])
+    @pytest.mark.parametrize("scheme", ["float16", "dynamic"])
+    def test_types_that_boards_have_no_kernels_for(
+        self, edgekiln: Call, files: Path, tmp_path: Path, command: str, scheme: str
+    ) -> None:
+        arguments = ("--data", files / "data.npz", "--build-dir", tmp_path, "--board", "host")
+        code, out, err = edgekiln(command, files / "net.keras", *arguments, "--scheme", scheme)
+        assert (code, out) == (2, "")
+        assert f"--scheme {scheme} is for PCs" in one_line(err)
+        assert list(tmp_path.iterdir()) == []
+
     def test_a_tflite_file_with_data(self, root: Path, tmp_path: Path) -> None:
         model = root / "tests" / "golden" / "digits_mlp_int8.tflite"
         with pytest.raises(BadInputError, match=r"a \.tflite file is quantized already: --data"):
