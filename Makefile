@@ -21,12 +21,12 @@ export EDGEKILN_NPZ = $(value DATA)
 unexport BOARD MODEL MODELS CASES DATA
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deploy flash bench report figures doctor test fuzz lint format lock clean
+.PHONY: help setup deploy flash bench report figures zoo zoo-report doctor test fuzz lint format lock clean
 
 help: ## Show this help
 	@echo 'make <target> [BOARD=<board>] [MODEL=<recipe or file>] [DATA=<.npz for a Keras model>]'
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@printf 'BOARD is %s and MODEL is %s unless you say otherwise.\n' "$$EDGEKILN_BOARD" "$$EDGEKILN_MODEL"
 	@echo 'PYTHON=python3.12 picks a Python; SKIP_SYSTEM=1 leaves system packages alone.'
@@ -48,6 +48,12 @@ report: setup ## Write and name the HTML report of MODEL's last deploy to BOARD
 
 figures: setup ## Measure the MLPerf Tiny models below MODELS=<mlperf_tiny> and write docs/figures.md
 	@.venv/bin/python -m edgekiln.bench.figures "$$EDGEKILN_MODELS" docs
+
+zoo: setup ## Train the project's own models and their variants anew (MODELS='a b' for some)
+	@set -f; $(EDGEKILN) zoo --train -- $$EDGEKILN_MODELS
+
+zoo-report: setup ## Measure them as they are kept, print the table, write build/zoo.json
+	@set -f; $(EDGEKILN) zoo -- $$EDGEKILN_MODELS
 
 doctor: setup ## Show what is installed, what is missing and how to get it
 	@$(EDGEKILN) doctor

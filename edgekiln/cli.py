@@ -505,19 +505,22 @@ def report(model: str, board: str, build_dir: Path) -> None:
 @cli.command()
 @json_option
 def models(as_json: bool) -> None:
-    """List the recipes: models with their data and schedule."""
+    """List the recipes, models with their data and schedule, and their compressed variants."""
+    from edgekiln.quantize.variants import variants_of
     from edgekiln.train.registry import load_recipe, recipe_names
 
-    recipes = [load_recipe(name) for name in recipe_names()]
+    known: dict[str, dict[str, str | None]] = {}
+    for recipe in map(load_recipe, recipe_names()):
+        described = {"dataset": recipe.dataset, "description": recipe.description}
+        known[recipe.name] = {**described, "variant_of": None}
+        for variant in variants_of(recipe.name):
+            described["description"] = variant.description
+            name = f"{recipe.name}_{variant.name}"
+            known[name] = {**described, "variant_of": recipe.name}
     if as_json:
-        print_json(
-            {
-                recipe.name: {"dataset": recipe.dataset, "description": recipe.description}
-                for recipe in recipes
-            }
-        )
+        print_json(known)
     else:
-        rows = [(recipe.name, recipe.dataset, recipe.description) for recipe in recipes]
+        rows = [(name, str(is_["dataset"]), str(is_["description"])) for name, is_ in known.items()]
         print_columns(("model", "data", "what it is"), rows)
 
 

@@ -46,12 +46,16 @@ from edgekiln.files import (
 from edgekiln.quantize.options import QuantizeOptions
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgekiln.bench.inputs import ModelInputs
     from edgekiln.bench.measure import Background, Subject
     from edgekiln.bench.results import Artifact, BenchResult, Results
     from edgekiln.export.onnx import OnnxCheck
     from edgekiln.firmware.boards import Board
     from edgekiln.firmware.image import Image
+    from edgekiln.quantize.variants import Variant
     from edgekiln.train.recipe import Recipe
 
 PACKAGE = Path(edgekiln.__file__).parent
@@ -60,6 +64,8 @@ RANDOM_SEED = 0
 BENCH_SAMPLES = 3
 
 _HOST = "host"
+_LEAST_SAMPLES = 1000
+_MOST_MACS = 3_000_000_000  # of all samples together: a few minutes in an emulator
 _EXTRAS = {
     "train": (*("filelock", "h5py", "keras", "platformdirs", "requests", "sklearn", "tensorflow"),),
     "onnx": ("onnx", "onnxruntime", "tf2onnx"),
@@ -303,12 +309,15 @@ def find_model(
     """
     from edgekiln.export.compiler import c_name_of
     from edgekiln.quantize.saved_model import is_saved_model
+    from edgekiln.quantize.variants import find_variant
     from edgekiln.train.registry import load_recipe, recipe_names
 
     path = Path(model)
-    if model in recipe_names():
+    found = find_variant(model)
+    if model in recipe_names() or found:
         _refuse_given(given, model, "a recipe brings its own data and its own plan")
-        return Work(model, build / model, load_recipe(model), None, optimize)
+        recipe, variant = found or (model, None)
+        return Work(model, build / model, load_recipe(recipe), None, optimize, variant=variant)
     if not model or (path.suffix not in _MODEL_SUFFIXES and not path.exists()):
         load_recipe(model)  # raises, and knows the names that come near
     name = c_name_of(path)
@@ -353,11 +362,18 @@ def check_tools(work: Work, board: Board, *, run: bool) -> None:
         run: Whether the image will be run and reported on.
 
     Raises:
+        BadInputError: The model is to be of types that run on PCs alone.
         ToolMissingError: One is missing; the message says how to get it.
     """
     from edgekiln.bench.compiled import find_host_compiler
     from edgekiln.firmware.toolchain import find_tool, install_hint
 
+    if work.given is not None and not work.given.options.is_integer:
+        raise BadInputError(
+            f"--scheme {work.given.options.scheme} is for PCs: boards have no kernels for it",
+            where=work.file or work.name,
+            allowed="int8, int16x8, int4-weights",
+        )
     extras = _RECIPE_EXTRAS if work.is_quantized_here else ()
     check_packages("board", *(("report",) if run else ()), *extras)
     find_tool(board.toolchain, "gcc")
@@ -401,6 +417,7 @@ class Work:
         file: The file or the SavedModel directory that it comes from, or None.
         optimize: What the compiler favours.
         given: For a Keras model from outside, its data and options; else None.
+        variant: The compressed form of the recipe's model, or None.
     """
 
     name: str
@@ -409,6 +426,7 @@ class Work:
     file: Path | None
     optimize: str
     given: Given | None = None
+    variant: Variant | None = None
 
     @property
     def is_quantized_here(self) -> bool:
@@ -417,19 +435,25 @@ class Work:
 
     @functools.cached_property
     def trained(self) -> Path:
-        """The directory with model.keras and history.json."""
+        """The directory with model.keras and history.json: the kept model, or a new one."""
+        from edgekiln.train.kept import kept_file
+
         recipe = self._need_recipe()
+        kept = tuple(filter(None, (kept_file(recipe.name),)))
 
         def make(directory: Path) -> None:
-            from edgekiln.train.loop import train_recipe
+            from edgekiln.train.loop import restore_recipe, train_recipe
 
-            train_recipe(recipe, directory)
+            if kept:
+                restore_recipe(recipe, directory)
+            else:
+                train_recipe(recipe, directory)
 
         return _run(
             Stage(
                 name="train",
                 directory=self.directory / "train",
-                inputs=(),
+                inputs=kept,
                 options={"recipe": recipe.name, **_versions("keras", "tensorflow", "scikit-learn")},
                 code=_train_code(recipe),
             ),
@@ -441,18 +465,20 @@ class Work:
         """The directory with int8.tflite and quantize.json."""
         if self.given is not None:
             return self._quantized_from_outside(self.given)
+        from edgekiln.train.kept import kept_file
+
         recipe, model = self._need_recipe(), self.trained / "model.keras"
 
         def make(directory: Path) -> None:
             from edgekiln.quantize.stage import quantize_recipe
 
-            quantize_recipe(recipe, model, directory)
+            quantize_recipe(recipe, model, directory, self.variant)
 
         return _run(
             Stage(
                 name="quantize",
                 directory=self.directory / "quantize",
-                inputs=(model,),
+                inputs=(model, *filter(None, (kept_file(self.name),))),
                 options={"recipe": recipe.name, **_versions("keras", "tensorflow")},
                 code=(PACKAGE / "quantize", *_train_code(recipe)),
             ),
@@ -670,14 +696,39 @@ class Work:
             )
         history = json.loads(read_input_file(self.trained / "history.json"))
         epochs = history["epochs"]
+        shares = self._accuracy_on_samples()
         return Background(
-            float_accuracy=summary["accuracy"]["float"],
-            pruned_accuracy=summary["accuracy"]["pruned"],
+            float_accuracy=shares["float"],
+            pruned_accuracy=shares.get("pruned"),
             training={
                 key: tuple(float(epoch[key]) for epoch in epochs) for key in _TRAINING_METRICS
             },
             seeds={"training": self.recipe.seed, "split": history["split"]["seed"]},
         )
+
+    def _accuracy_on_samples(self) -> dict[str, float]:
+        """Returns the accuracy of the recipe's Keras models on what is run on the board."""
+        import numpy as np
+
+        from edgekiln.train.datasets import load_dataset
+
+        chosen = self._chosen_samples()
+        labels = load_dataset(self._need_recipe().dataset).y_test[chosen]
+        with np.load(self.quantized / "predictions.npz", allow_pickle=False) as predictions:
+            return {
+                name: float(np.mean(predictions[name][chosen] == labels))
+                for name in predictions.files
+            }
+
+    def _chosen_samples(self) -> NDArray[np.int64]:
+        """Returns which held-out samples of the recipe are run: all, or as many as take a while."""
+        from edgekiln.bench.inputs import spread_evenly
+        from edgekiln.export.compiler import plan_model
+        from edgekiln.train.datasets import load_dataset
+
+        macs = plan_model(read_input_file(self.int8), name=self.name).macs
+        count = len(load_dataset(self._need_recipe().dataset).y_test)
+        return spread_evenly(count, max(_LEAST_SAMPLES, _MOST_MACS // max(macs, 1)))
 
     def _artifacts(self, board: Board) -> tuple[Artifact, ...]:
         """Lists what the stages made, in the order of the data's way; kernels are left out."""
@@ -727,8 +778,8 @@ class Work:
     def _float_model(self) -> Path | None:
         """The Keras model that was quantized, compressed if it was; None for a SavedModel."""
         if self.recipe is not None:
-            pruned = self.recipe.pruning is not None
-            return self.quantized / "pruned.keras" if pruned else self.trained / "model.keras"
+            pruned = self.quantized / "pruned.keras"
+            return pruned if pruned.exists() else self.trained / "model.keras"
         compressed, file = self.quantized / "compressed.keras", self._need_file()
         return compressed if compressed.exists() else None if file.is_dir() else file
 
@@ -751,13 +802,18 @@ class Work:
             )
         graph = read_tflite(model, str(self.int8))
         tensor = graph.tensor(graph.inputs[0])
-        data = load_dataset(self.recipe.dataset)
-        codes = quantize_array(data.x_test, tensor.q.scale, tensor.q.zero_point, tensor.dtype.value)
+        data, chosen = load_dataset(self.recipe.dataset), self._chosen_samples()
+        codes = quantize_array(
+            data.x_test[chosen], tensor.q.scale, tensor.q.zero_point, tensor.dtype.value
+        )
         return ModelInputs(
             tensors=(codes,),
-            labels=data.y_test,
+            labels=data.y_test[chosen],
             class_names=data.class_names,
-            description=f"The whole held-out set of {data.name}, {len(codes):,} samples",
+            description=f"The whole held-out set of {data.name}, {len(codes):,} samples"
+            if len(chosen) == len(data.y_test)
+            else f"{len(codes):,} of the {len(data.y_test):,} held-out samples of {data.name}, "
+            "evenly spread",
         )
 
     def _held_out_inputs(self, path: Path) -> ModelInputs:
@@ -818,7 +874,7 @@ class Work:
         try:
             return [make()]
         except (BadInputError, CheckFailedError) as error:
-            if self.recipe is not None:
+            if self.recipe is not None and self.variant is None:
                 raise
             say(f"left out: {error}")
             return []
@@ -828,7 +884,7 @@ class Work:
         if self.recipe is not None:
             from edgekiln.train.datasets import load_dataset
 
-            return (load_dataset(self.recipe.dataset).x_test,)
+            return (load_dataset(self.recipe.dataset).x_test[self._chosen_samples()],)
         from edgekiln.quantize.own_data import read_archive, read_shape
 
         summary = json.loads(read_input_file(self.quantized / "quantize.json"))

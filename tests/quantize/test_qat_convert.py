@@ -359,7 +359,7 @@ def test_training_makes_up_for_four_bits(digits: Any, tmp_path: Path) -> None:
     train(model, data, epochs=6, learning_rate=2e-3)
     after = correct(model, data)
     assert after > max(before, fitted) + 0.01
-    assert after > full - 0.015
+    assert after > full - 0.02
     graph = read_tflite(convert_here(model, tmp_path), "m")
     assert_same_weights(model, graph)
     assert_same_ranges(model, graph)
