@@ -19,6 +19,7 @@ PROMISED = {
     "mnist_mlp_100": 0.975,
     "mnist_mlp_512": 0.984,
     "mnist_cnn": 0.9925,
+    "lenet5": 0.99,
     "resnet8": 0.92,
     "ds_cnn": 0.90,
 }
