@@ -342,7 +342,7 @@ def _settings(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def zoo_markdown(report: dict[str, Any]) -> str:
-    """Returns the page about all models, ``docs/zoo.md``; variants are compared with recipes."""
+    """Returns the page about all models; variants are compared with their recipes."""
     rows = [_HEADINGS, ("---", *("--:" for _ in _HEADINGS[1:]))]
     for recipe, entry in report.items():
         rows.append(_row(recipe, entry, entry))
@@ -354,8 +354,8 @@ def zoo_markdown(report: dict[str, Any]) -> str:
 _PAGE = f"""# The zoo
 
 The project's own models and their compressed variants, measured on the emulated board
-`{BOARD}`, a Cortex-M4F. Made by `make zoo-report > docs/zoo.md` from the models in
-train/kept, which `make zoo` trains. MNIST for the names that say so and for lenet5,
+`{BOARD}`, a Cortex-M4F. Made by `make zoo-report` from the models in train/kept, which
+`make zoo` trains. MNIST for the names that say so and for lenet5,
 Fashion-MNIST for ds_cnn and resnet8; both have 10,000 held-out images.
 
 - float: the trained model in Keras; pruned: the compressed model in Keras, before it is
