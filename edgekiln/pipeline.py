@@ -712,7 +712,7 @@ class Work:
 
         from edgekiln.train.datasets import load_dataset
 
-        chosen = self._chosen_samples()
+        chosen = self._chosen_samples
         labels = load_dataset(self._need_recipe().dataset).y_test[chosen]
         with np.load(self.quantized / "predictions.npz", allow_pickle=False) as predictions:
             return {
@@ -720,13 +720,15 @@ class Work:
                 for name in predictions.files
             }
 
+    @functools.cached_property
     def _chosen_samples(self) -> NDArray[np.int64]:
-        """Returns which held-out samples of the recipe are run: all, or as many as take a while."""
-        from edgekiln.bench.inputs import spread_evenly
-        from edgekiln.export.compiler import plan_model
-        from edgekiln.train.datasets import load_dataset
+        """Which held-out samples of the recipe are run: all, or as many as take a while."""
+        from edgekiln.export.passes import run_passes
+        from edgekiln.export.tflite_reader import read_tflite
+        from edgekiln.train.datasets import load_dataset, spread_evenly
 
-        macs = plan_model(read_input_file(self.int8), name=self.name).macs
+        graph = run_passes(read_tflite(read_input_file(self.int8), str(self.int8)))
+        macs = sum(op.macs(graph) for op in graph.ops)
         count = len(load_dataset(self._need_recipe().dataset).y_test)
         return spread_evenly(count, max(_LEAST_SAMPLES, _MOST_MACS // max(macs, 1)))
 
@@ -802,7 +804,7 @@ class Work:
             )
         graph = read_tflite(model, str(self.int8))
         tensor = graph.tensor(graph.inputs[0])
-        data, chosen = load_dataset(self.recipe.dataset), self._chosen_samples()
+        data, chosen = load_dataset(self.recipe.dataset), self._chosen_samples
         codes = quantize_array(
             data.x_test[chosen], tensor.q.scale, tensor.q.zero_point, tensor.dtype.value
         )
@@ -884,7 +886,7 @@ class Work:
         if self.recipe is not None:
             from edgekiln.train.datasets import load_dataset
 
-            return (load_dataset(self.recipe.dataset).x_test[self._chosen_samples()],)
+            return (load_dataset(self.recipe.dataset).x_test[self._chosen_samples],)
         from edgekiln.quantize.own_data import read_archive, read_shape
 
         summary = json.loads(read_input_file(self.quantized / "quantize.json"))

@@ -247,44 +247,26 @@ def measure_member(member: Member, build: Path, device_samples: int) -> Entry:
     """Quantizes, compiles and runs one model of the zoo. Raises as `measure_zoo`."""
     from edgekiln.quantize.stage import quantize_recipe
     from edgekiln.quantize.variants import load_variant
-    from edgekiln.train.model_file import write_model
+    from edgekiln.train.loop import MODEL_NAME, restore_recipe
     from edgekiln.train.registry import load_recipe
 
     recipe = load_recipe(member.recipe)
     variant = load_variant(member.recipe, member.variant) if member.variant else None
     with files.new_directory(build / "zoo-report" / member.name) as directory:
-        trained = _read_trained(recipe)
-        write_model(trained, directory / "model.keras")
-        quantize_recipe(recipe, directory / "model.keras", directory, variant)
-        return _measure_int8(member, recipe, trained, directory, device_samples)
+        restore_recipe(recipe, directory)
+        quantize_recipe(recipe, directory / MODEL_NAME, directory, variant)
+        return _measure_int8(member, recipe, directory, device_samples)
 
 
-def _read_trained(recipe: Recipe) -> Any:
-    from edgekiln.train.kept import kept_file, unpack_model
-
-    kept = kept_file(recipe.name)
-    if kept is None:
-        raise BadInputError(
-            "the trained model is not kept here",
-            where=recipe.name,
-            hint=f"run: make zoo MODELS={recipe.name}",
-        )
-    return unpack_model(kept.read_bytes(), kept)
-
-
-def _measure_int8(
-    member: Member, recipe: Recipe, trained: Any, directory: Path, device_samples: int
-) -> Entry:
+def _measure_int8(member: Member, recipe: Recipe, directory: Path, device_samples: int) -> Entry:
     from edgekiln.bench.compiled import CompiledRunner
     from edgekiln.bench.device import run_on_board
-    from edgekiln.bench.inputs import spread_evenly
     from edgekiln.export.compiler import compile_model, write_bundle
     from edgekiln.export.tflite_reader import read_tflite
     from edgekiln.firmware.boards import load_board
     from edgekiln.firmware.image import build_image
     from edgekiln.quantize.affine import quantize_array
-    from edgekiln.train.datasets import load_dataset
-    from edgekiln.train.loop import accuracy
+    from edgekiln.train.datasets import load_dataset, spread_evenly
 
     board, data = load_board(BOARD), load_dataset(recipe.dataset)
     int8 = (directory / "int8.tflite").read_bytes()
@@ -297,6 +279,8 @@ def _measure_int8(
     tensor = graph.tensor(graph.inputs[0])
     codes = quantize_array(data.x_test, tensor.q.scale, tensor.q.zero_point, tensor.dtype.value)
     (host,) = CompiledRunner(directory / "host", flags=_FAST).run((codes,))
+    with np.load(directory / "predictions.npz", allow_pickle=False) as predictions:
+        predicted = predictions["float"]
     chosen = spread_evenly(len(codes), device_samples)
     device = run_on_board(image, board, codes[chosen], progress=False)
     wrong = int((device.outputs[0] != host[chosen]).sum())
@@ -311,7 +295,7 @@ def _measure_int8(
         accuracy_pruned=summary["accuracy"]["pruned"],
         accuracy_int8_host=_share(host, data.y_test),
         accuracy_int8_device=_share(device.outputs[0], data.y_test[chosen]),
-        accuracy_float_device_samples=accuracy(trained, data.x_test[chosen], data.y_test[chosen]),
+        accuracy_float_device_samples=float(np.mean(predicted[chosen] == data.y_test[chosen])),
         device_samples=len(chosen),
         device_equals_host_bytes=wrong == 0,
         flash_bytes=image.flash_bytes,
@@ -342,7 +326,7 @@ def _settings(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def zoo_markdown(report: dict[str, Any]) -> str:
-    """Returns the page about all models, ``docs/zoo.md``; variants are compared with recipes."""
+    """Returns the page about all models; variants are compared with their recipes."""
     rows = [_HEADINGS, ("---", *("--:" for _ in _HEADINGS[1:]))]
     for recipe, entry in report.items():
         rows.append(_row(recipe, entry, entry))
@@ -354,8 +338,8 @@ def zoo_markdown(report: dict[str, Any]) -> str:
 _PAGE = f"""# The zoo
 
 The project's own models and their compressed variants, measured on the emulated board
-`{BOARD}`, a Cortex-M4F. Made by `make zoo-report > docs/zoo.md` from the models in
-train/kept, which `make zoo` trains. MNIST for the names that say so and for lenet5,
+`{BOARD}`, a Cortex-M4F. Made by `make zoo-report` from the models in train/kept, which
+`make zoo` trains. MNIST for the names that say so and for lenet5,
 Fashion-MNIST for ds_cnn and resnet8; both have 10,000 held-out images.
 
 - float: the trained model in Keras; pruned: the compressed model in Keras, before it is

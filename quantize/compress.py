@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import asdict
 from typing import Any
@@ -18,13 +17,12 @@ from edgekiln.quantize.clustering import (
 from edgekiln.quantize.pruning import MagnitudePruning
 from edgekiln.quantize.ptq import PtqConfig, make_ptq_model, read_inputs
 from edgekiln.quantize.qat import QatConfig, quantize_model
-from edgekiln.quantize.sparsity import Blocks, NofM, Pattern, PolynomialSchedule, Unstructured
+from edgekiln.quantize.sparsity import Blocks, NofM, Pattern, Unstructured, ramp_schedule
 from edgekiln.quantize.variants import ChannelStep, ClusteringStep, PtqStep, QatStep, Step
 from edgekiln.train.datasets import Dataset
 from edgekiln.train.loop import accuracy, early_stopping, fit, make_reproducible, steps_per_epoch
 from edgekiln.train.recipe import PruningPlan, Recipe
 
-_MASKS_PER_EPOCH = 10
 _IMPORTANCE_SAMPLES = 1024
 _CALIBRATION_SAMPLES = 512
 
@@ -63,12 +61,7 @@ def compress(
 
 def _prune(model: Any, recipe: Recipe, plan: PruningPlan, dataset: Dataset) -> dict[str, Any]:
     steps = steps_per_epoch(recipe, dataset)
-    schedule = PolynomialSchedule(
-        final_sparsity=plan.sparsity,
-        begin_step=0,
-        end_step=plan.ramp_epochs * steps,
-        frequency=math.ceil(steps / _MASKS_PER_EPOCH),
-    )
+    schedule = ramp_schedule(plan.sparsity, plan.ramp_epochs * steps, steps)
     pruner = MagnitudePruning(schedule, plan.exclude, pattern=parse_pattern(plan.pattern))
     epochs = fit(
         model,

@@ -508,6 +508,9 @@ class QuantizedKernel:
         }
 
 
+# Keras has no types, so mypy knows nothing of the layers that the next four classes extend.
+
+
 @_register
 class QuantizedConv2D(QuantizedKernel, keras.layers.Conv2D):  # type: ignore[misc]
     """Conv2D with a fake-quantized kernel; see `QuantizedKernel`."""

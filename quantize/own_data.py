@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from edgekiln.errors import BadInputError
 from edgekiln.files import read_input_file
-from edgekiln.train.datasets import Split
+from edgekiln.train.datasets import Split, spread_evenly
 
 Array = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
@@ -111,9 +111,7 @@ class OwnData:
 
     def representative(self, samples: int) -> dict[str, Array]:
         """Returns up to ``samples`` of the training samples, spread evenly over them."""
-        count = min(samples, len(self.train))
-        chosen = np.linspace(0, len(self.train) - 1, count).round().astype(np.int64)
-        return dict(self.train.take(chosen).x)
+        return dict(self.train.take(spread_evenly(len(self.train), samples)).x)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgekiln import files
 from edgekiln.errors import BadInputError
 from edgekiln.quantize.finetune import Teaching
@@ -22,6 +20,7 @@ from edgekiln.quantize.sensitivity import (
     SensitivityReport,
     measure_sensitivity,
 )
+from edgekiln.train.datasets import spread_evenly
 from edgekiln.train.loop import make_reproducible
 from edgekiln.train.model_file import read_model
 
@@ -54,8 +53,7 @@ def measure_file(model: Path, data: Path, directory: Path, options: QuantizeOpti
         )
     loaded = read_model(model)
     found = read_archive(data).for_model(shape_of_keras(loaded, model))
-    chosen = np.linspace(0, len(found.test) - 1, min(_SAMPLES, len(found.test)))
-    test = found.test.take(chosen.round().astype(np.int64))
+    test = found.test.take(spread_evenly(len(found.test), _SAMPLES))
     train = None
     if options.method is Method.QAT:
         make_reproducible(options.seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,12 @@ from edgekiln.quantize.options import Format, QuantizeOptions
 from edgekiln.quantize.own_data import ModelShape, OwnData
 from edgekiln.quantize.pruning import MagnitudePruning, measure_sparsity
 from edgekiln.quantize.qat import QatConfig, quantize_model
-from edgekiln.quantize.sparsity import PolynomialSchedule
+from edgekiln.quantize.sparsity import ramp_schedule
+from edgekiln.train.datasets import spread_evenly
 from edgekiln.train.loop import make_reproducible
 from edgekiln.train.quiet_keras import keras
 
 _CHANNEL_ROUNDS = 3
-_MASKS_PER_EPOCH = 10
 _RAMP_SHARE = 2 / 3
 _CALIBRATION_SAMPLES = 200
 
@@ -85,8 +84,7 @@ class Trainer:
         train = self._data.train
         if train.y is None:
             return prune_channels(self.model, ChannelPruning(macs_ratio=left, importance="l1"))
-        samples = np.linspace(0, len(train) - 1, min(len(train), 512)).round().astype(np.int64)
-        few = train.take(samples)
+        few = train.take(spread_evenly(len(train), 512))
         return prune_channels(
             self.model,
             ChannelPruning(macs_ratio=left, importance="taylor"),
@@ -99,13 +97,8 @@ class Trainer:
         sparsity, epochs = self._options.sparsity, self._options.epochs
         assert sparsity is not None
         steps = self._teaching.steps_per_epoch
-        schedule = PolynomialSchedule(
-            final_sparsity=sparsity,
-            begin_step=0,
-            end_step=max(1, round(_RAMP_SHARE * epochs * steps)),
-            frequency=math.ceil(steps / _MASKS_PER_EPOCH),
-        )
-        pruner = MagnitudePruning(schedule)
+        ramp_steps = max(1, round(_RAMP_SHARE * epochs * steps))
+        pruner = MagnitudePruning(ramp_schedule(sparsity, ramp_steps, steps))
         if self.model is self._original:
             self.model = _copy(self.model)
         history = self._fit(f"Pruning to {100 * sparsity:.0f} %", epochs, pruner)

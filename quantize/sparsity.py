@@ -136,6 +136,15 @@ class PolynomialSchedule:
         return replace(self, final_sparsity=sparsity, initial_sparsity=initial)
 
 
+_MASKS_PER_EPOCH = 10
+
+
+def ramp_schedule(sparsity: float, steps: int, steps_per_epoch: int) -> PolynomialSchedule:
+    """Returns the schedule that reaches ``sparsity`` after ``steps``, with ten masks an epoch."""
+    frequency = math.ceil(steps_per_epoch / _MASKS_PER_EPOCH)
+    return PolynomialSchedule(sparsity, begin_step=0, end_step=steps, frequency=frequency)
+
+
 Schedule: TypeAlias = ConstantSchedule | PolynomialSchedule
 
 

@@ -24,9 +24,9 @@ from edgekiln.quantize.pruning import measure_sparsity
 from edgekiln.quantize.qat import weight_quantizers
 from edgekiln.quantize.qat_convert import convert_qat
 from edgekiln.quantize.variants import Step, Variant
-from edgekiln.train.datasets import Dataset, load_dataset
+from edgekiln.train.datasets import Dataset, load_dataset, spread_evenly
 from edgekiln.train.kept import kept_file, read_history, unpack_model
-from edgekiln.train.loop import accuracy, predict_classes
+from edgekiln.train.loop import predict_classes
 from edgekiln.train.model_file import read_model, write_model
 from edgekiln.train.quiet_keras import keras
 from edgekiln.train.recipe import Recipe
@@ -81,8 +81,8 @@ def quantize_recipe(
         files.write_bytes(directory / INT8_NAME, made.int8)
     else:
         convert_int8(model_path, representative, directory / INT8_NAME)
-    if made.model is not None:
-        predictions["pruned"] = predict_classes(model, dataset.x_test)
+    if made.classes is not None:
+        predictions["pruned"] = made.classes
     files.write_bytes(directory / PREDICTIONS_NAME, _pack(predictions))
     int8 = (directory / INT8_NAME).read_bytes()
     kernels = litert.choose_kernels(count_macs(model), len(dataset.y_test))
@@ -125,12 +125,15 @@ class _Made:
         int8: The .tflite of a model that was trained quantized, or None.
         accuracy: Of the Keras model, quantized in training or not, on the test set.
         records: One for each step.
+        classes: What that model finds for each sample of the test set, int64 [N]; None of a
+            .tflite that is kept.
     """
 
     model: Any
     int8: bytes | None
     accuracy: float | None
     records: list[dict[str, Any]]
+    classes: npt.NDArray[np.int64] | None = None
 
 
 def _compress(
@@ -138,7 +141,7 @@ def _compress(
 ) -> _Made:
     """Compresses a trained model, or takes what is kept of that."""
     if variant and not anew and (kept := kept_file(variant_name(recipe, variant))):
-        return _read_kept(kept)
+        return _read_kept(kept, dataset)
     own: tuple[Step, ...] = (recipe.pruning,) if recipe.pruning else ()
     records = []
     for step in variant.steps if variant else own:
@@ -146,21 +149,27 @@ def _compress(
         records.append(record)
     if not records:
         return _Made(None, None, None, [])
-    measured = accuracy(model, dataset.x_test, dataset.y_test)
     if not weight_quantizers(model):
-        return _Made(model, None, measured, records)
+        return _measure(model, records, dataset)
+    classes = predict_classes(model, dataset.x_test)
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as scratch:
         output = Path(scratch) / INT8_NAME
         convert_qat(model, output, recipe.name)
-        return _Made(None, output.read_bytes(), measured, records)
+        return _Made(None, output.read_bytes(), _share(classes, dataset), records, classes)
 
 
-def _read_kept(path: Path) -> _Made:
+def _measure(model: Any, records: list[dict[str, Any]], dataset: Dataset) -> _Made:
+    classes = predict_classes(model, dataset.x_test)
+    return _Made(model, None, _share(classes, dataset), records, classes)
+
+
+def _read_kept(path: Path, dataset: Dataset) -> _Made:
+    """Returns what is kept; a Keras model, which keeping has rounded, is measured as it is."""
     history = read_history(path.stem)
-    measured, records = history["accuracy"]["pruned"], history["compression"]
+    records = history["compression"]
     if path.suffix == ".tflite":
-        return _Made(None, path.read_bytes(), measured, records)
-    return _Made(unpack_model(path.read_bytes(), path), None, measured, records)
+        return _Made(None, path.read_bytes(), history["accuracy"]["pruned"], records)
+    return _measure(unpack_model(path.read_bytes(), path), records, dataset)
 
 
 def variant_name(recipe: Recipe, variant: Variant) -> str:
@@ -181,9 +190,7 @@ def _pack(arrays: Mapping[str, npt.NDArray[np.int64]]) -> bytes:
 
 def choose_representative(dataset: Dataset) -> npt.NDArray[np.float32]:
     """Returns up to 200 training inputs, float32 [N, ...], spread evenly over the data set."""
-    count = min(_REPRESENTATIVE_SAMPLES, len(dataset.x_train))
-    chosen = np.linspace(0, len(dataset.x_train) - 1, count).round().astype(np.int64)
-    return dataset.x_train[chosen]
+    return dataset.x_train[spread_evenly(len(dataset.x_train), _REPRESENTATIVE_SAMPLES)]
 
 
 def accuracy_table(summary: Mapping[str, Any]) -> Table:

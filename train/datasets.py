@@ -193,6 +193,11 @@ def _split(
     )
 
 
+def spread_evenly(count: int, wanted: int) -> Indices:
+    """Returns up to ``wanted`` of ``count`` indices, evenly spread from the first to the last."""
+    return np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64)
+
+
 def _indices_sha256(indices: Indices) -> str:
     return hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
 

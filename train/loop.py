@@ -81,7 +81,11 @@ def restore_recipe(recipe: Recipe, directory: Path) -> None:
     """
     kept = kept_file(recipe.name)
     if kept is None:
-        raise BadInputError("no trained model is kept", where=recipe.name)
+        raise BadInputError(
+            "the trained model is not kept here",
+            where=recipe.name,
+            hint=f"run: make zoo MODELS={recipe.name}",
+        )
     write_model(unpack_model(files.read_input_file(kept), kept), directory / MODEL_NAME)
     files.write_json(directory / HISTORY_NAME, read_history(recipe.name))
 
