@@ -46,7 +46,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("files")
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
-        [layers.Input((4, 4, 1)), layers.Flatten(), layers.Dense(3, activation="softmax")]
+        [
+            layers.Input((4, 4, 1)),
+            layers.Flatten(),
+            layers.Dense(3, activation="softmax", name="scores"),
+        ]
     )
     write_model(model, directory / "net.keras")
     x = np.random.default_rng(0).random((40, 4, 4, 1), np.float32)
@@ -98,12 +102,12 @@ def test_quantize_with_sensitivity(edgekiln: Call, files: Path, tmp_path: Path) 
     code, out, err = edgekiln("quantize", files / "net.keras", *arguments, "--sensitivity")
     assert code == 0, err
     assert out == f"{tmp_path / 'net' / 'quantize'}\n"
-    assert "Sensitivity: accuracy on 8 samples" in err and "dense" in err
+    assert "Sensitivity: accuracy on 8 samples" in err and "scores" in err
     report = read_report(tmp_path / "net" / "sensitivity" / "sensitivity.json")
     assert json.loads(json.dumps(report.to_json())) == json.loads(
         (tmp_path / "net" / "sensitivity" / "sensitivity.json").read_text()
     )
-    assert {"dense"} <= {each.layer for each in report.layers} and report.trained is None
+    assert {"scores"} <= {each.layer for each in report.layers} and report.trained is None
     code, out, err = edgekiln("quantize", files / "net.keras", *arguments, "--sensitivity")
     assert ": done in" not in err and "Sensitivity: accuracy on 8 samples" in err
 
