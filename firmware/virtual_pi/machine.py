@@ -153,6 +153,7 @@ def _make_disk(mke2fs: str, root: Path, image: Path) -> None:
         if result.returncode:
             last = result.stderr.strip().rpartition("\n")[2]
             raise BadInputError("mke2fs cannot make the disk", where=image, got=last)
+        os.chmod(name, 0o644)
         os.replace(name, image)
     finally:
         Path(name).unlink(missing_ok=True)
