@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import subprocess
-import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,9 +264,17 @@ def _unpack(
             hint="can apt-get update reach Debian's servers?",
         )
     if not is_root:
-        with tarfile.open(output) as archive:
-            members = [member for member in archive if not member.isdev()]
-            archive.extractall(root, members, filter="tar")
+        root.mkdir()
+        command = [
+            "tar",
+            "--extract",
+            f"--file={output}",
+            f"--directory={root}",
+            "--exclude=./dev/*",
+        ]
+        subprocess.run(
+            [*command, "--no-same-owner", "--preserve-permissions"], check=True, capture_output=True
+        )
         output.unlink()
 
 

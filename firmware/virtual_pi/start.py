@@ -49,7 +49,7 @@ def start_virtual_pi(
         raise BadInputError("no such disk", got=f"{disk_bytes} bytes")
     reason = chroot.why_not(architecture) if kind in (None, "chroot") else None
     if kind is None and reason is not None and architecture == "arm64":
-        say(f"No chroot: {reason}. Taking the slower kind 'virt'.")
+        say(f"No chroot here ({reason.what}); taking the slower kind 'virt'.")
         kind, reason = "virt", None
     if reason is not None:
         raise reason
