@@ -129,7 +129,6 @@ class VirtualPi:
             assert self._process.stdin is not None
             with contextlib.suppress(OSError):
                 self._process.stdin.write(b"cut\n")
-                self._process.stdin.flush()
             self._process.wait()
             self._process.stdin.close()
             self._process = None
@@ -186,6 +185,7 @@ class VirtualPi:
         with log_path.open("ab") as log:  # a machine's console appends to it, too
             self._process = subprocess.Popen(
                 [*guard_command(self._directory), *command],
+                bufsize=0,  # so that closing writes nothing, whoever still reads
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
