@@ -6,6 +6,8 @@ MODEL ?= digits_cnn
 CASES ?= 200000
 
 EDGEKILN := .venv/bin/edgekiln
+# DATA counts on make's command line alone: many environments have a DATA of their own.
+WITH_DATA = $(if $(filter command,$(origin DATA)),--data "$$EDGEKILN_NPZ")
 LOCK_FLAGS := --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --custom-compile-command 'make lock' --quiet
 
@@ -15,15 +17,16 @@ export EDGEKILN_BOARD = $(value BOARD)
 export EDGEKILN_MODEL = $(value MODEL)
 export EDGEKILN_CASES = $(value CASES)
 export EDGEKILN_MODELS = $(value MODELS)
-unexport BOARD MODEL MODELS CASES
+export EDGEKILN_NPZ = $(value DATA)
+unexport BOARD MODEL MODELS CASES DATA
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deploy flash bench report figures doctor test fuzz lint format lock clean
+.PHONY: help setup deploy flash bench report figures zoo zoo-report doctor test fuzz lint format lock clean
 
 help: ## Show this help
-	@echo 'make <target> [BOARD=<board>] [MODEL=<recipe or file>]'
+	@echo 'make <target> [BOARD=<board>] [MODEL=<recipe or file>] [DATA=<.npz for a Keras model>]'
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@printf 'BOARD is %s and MODEL is %s unless you say otherwise.\n' "$$EDGEKILN_BOARD" "$$EDGEKILN_MODEL"
 	@echo 'PYTHON=python3.12 picks a Python; SKIP_SYSTEM=1 leaves system packages alone.'
@@ -32,19 +35,25 @@ setup: ## Make .venv and, with root or sudo, install the system packages
 	@scripts/setup
 
 deploy: setup ## Train, prune, quantize, compile, flash and measure MODEL on BOARD, then report
-	@$(EDGEKILN) deploy --board "$$EDGEKILN_BOARD" -- "$$EDGEKILN_MODEL"
+	@$(EDGEKILN) deploy --board "$$EDGEKILN_BOARD" $(WITH_DATA) -- "$$EDGEKILN_MODEL"
 
 flash: setup ## Build the image of MODEL and write it to BOARD
-	@$(EDGEKILN) flash --board "$$EDGEKILN_BOARD" -- "$$EDGEKILN_MODEL"
+	@$(EDGEKILN) flash --board "$$EDGEKILN_BOARD" $(WITH_DATA) -- "$$EDGEKILN_MODEL"
 
 bench: setup ## Measure MODEL on BOARD: instructions, flash, RAM
-	@$(EDGEKILN) bench --board "$$EDGEKILN_BOARD" -- "$$EDGEKILN_MODEL"
+	@$(EDGEKILN) bench --board "$$EDGEKILN_BOARD" $(WITH_DATA) -- "$$EDGEKILN_MODEL"
 
 report: setup ## Write and name the HTML report of MODEL's last deploy to BOARD
 	@$(EDGEKILN) report --board "$$EDGEKILN_BOARD" -- "$$EDGEKILN_MODEL"
 
 figures: setup ## Measure the MLPerf Tiny models below MODELS=<mlperf_tiny> and write docs/figures.md
 	@.venv/bin/python -m edgekiln.bench.figures "$$EDGEKILN_MODELS" docs
+
+zoo: setup ## Train the project's own models and their variants anew (MODELS='a b' for some)
+	@set -f; $(EDGEKILN) zoo --train -- $$EDGEKILN_MODELS
+
+zoo-report: setup ## Measure them as they are kept, print the table, write build/zoo.json
+	@set -f; $(EDGEKILN) zoo -- $$EDGEKILN_MODELS
 
 doctor: setup ## Show what is installed, what is missing and how to get it
 	@$(EDGEKILN) doctor

@@ -45,6 +45,11 @@ class ModelInputs:
         )
 
 
+def spread_evenly(count: int, wanted: int) -> NDArray[np.int64]:
+    """Returns up to ``wanted`` of ``count`` indices, evenly spread from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64))
+
+
 def write_inputs(path: Path, inputs: ModelInputs) -> None:
     """Writes the inputs as .npz; the same inputs give the same bytes.
 

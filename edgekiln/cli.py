@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from edgekiln import __version__
-from edgekiln.errors import CheckFailedError
+from edgekiln.errors import BadInputError, CheckFailedError
+from edgekiln.quantize.options import CALIBRATIONS, Format, Method, QuantizeOptions
 from edgekiln.terminal import print_columns, print_facts, print_json, run, stdout_for_results
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from edgekiln.bench.verify import Verification
     from edgekiln.export.inspect import Inspection
     from edgekiln.firmware.boards import Board
+    from edgekiln.pipeline import Given
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,6 +54,86 @@ optimize_option = click.option(
     show_default=True,
     help="What to favour where kernels and layouts differ.",
 )
+
+
+def takes_own_model(command: F) -> F:
+    """Adds the options for a Keras model from outside; the command gets them as ``given``."""
+
+    @functools.wraps(command)
+    def call(*arguments: Any, **values: Any) -> Any:
+        chosen = {name: values.pop(name) for name in OWN_MODEL_OPTIONS}
+        return command(*arguments, given=_given(**chosen), **values)
+
+    for option in reversed(OWN_MODEL_OPTIONS.values()):
+        call = option(call)
+    return cast("F", call)
+
+
+def _given(data: Path | None, **chosen: Any) -> Given:
+    """Makes one value of all the options; those that were not given are None."""
+    from edgekiln.pipeline import Given
+
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    options = QuantizeOptions(
+        **{**chosen, "method": Method(chosen["method"]), "scheme": Format(chosen["scheme"])}
+    )
+    training = [name for name in ("epochs", "learning_rate") if name in chosen]
+    if training and not options.trains:
+        raise BadInputError(
+            f"--{training[0].replace('_', '-')} is for trainings, and there is none",
+            hint="give --method qat, --sparsity or --channels with it",
+        )
+    return Given(data, options)
+
+
+#: The options of `takes_own_model`, by the name of their value.
+OWN_MODEL_OPTIONS: dict[str, Callable[[F], F]] = {
+    "data": click.option(
+        "--data", type=_FILE, metavar="X.npz", help="Samples for a Keras model from outside."
+    ),
+    "scheme": click.option(
+        "--scheme",
+        type=click.Choice([each.value for each in Format]),
+        default=Format.INT8.value,
+        show_default=True,
+        help="Types of weights and activations.",
+    ),
+    "method": click.option(
+        "--method",
+        type=click.Choice([each.value for each in Method]),
+        default=Method.PTQ.value,
+        show_default=True,
+        help="Quantize after the training, or train further with the rounding in place.",
+    ),
+    "calibration": click.option(
+        "--calibration",
+        type=click.Choice(CALIBRATIONS),
+        default=CALIBRATIONS[0],
+        show_default=True,
+        help="How activations get their ranges.",
+    ),
+    "equalize": click.option(
+        "--equalize", is_flag=True, help="Balance the ranges of successive layers first."
+    ),
+    "bias_correction": click.option(
+        "--bias-correction", is_flag=True, help="Let biases make up for rounded weights."
+    ),
+    "sparsity": click.option(
+        "--sparsity", type=float, metavar="SHARE", help="Make this share of the weights zero."
+    ),
+    "channels": click.option(
+        "--channels",
+        type=float,
+        metavar="SHARE",
+        help="Remove channels until this share of the multiply-accumulate steps is left.",
+    ),
+    "epochs": click.option(
+        "--epochs", type=int, metavar="N", help="Epochs of each training.  [default: 3]"
+    ),
+    "learning_rate": click.option(
+        "--learning-rate", type=float, metavar="RATE", help="Of each training.  [default: 0.0001]"
+    ),
+}
 model_argument = click.argument("model", default=_DEFAULT_MODEL)
 file_argument = click.argument("model", type=_FILE)
 
@@ -63,9 +146,9 @@ file_argument = click.argument("model", type=_FILE)
 def cli() -> None:
     """Takes a Keras model to a board, and proves what arrived there.
 
-    MODEL is a recipe's name (`edgekiln models`) or a file. Results go to stdout, everything
-    else to stderr. Exit codes: 0 done, 1 a check failed, 2 input that cannot be used, 3 a
-    tool or board is missing.
+    MODEL is a recipe's name (`edgekiln models`) or a file; a Keras model comes with --data.
+    Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a check failed, 2
+    input that cannot be used, 3 a tool or board is missing.
     """
 
 
@@ -83,25 +166,46 @@ def train(model: str, build_dir: Path) -> None:
 
 @cli.command()
 @model_argument
+@takes_own_model
+@click.option(
+    "--sensitivity",
+    is_flag=True,
+    help="Show which layers of a model from outside cost accuracy, and what helps.",
+)
 @build_option
-def quantize(model: str, build_dir: Path) -> None:
-    """Prune MODEL, a recipe, and quantize it to int8."""
+def quantize(model: str, given: Given, sensitivity: bool, build_dir: Path) -> None:
+    r"""Quantize MODEL, and prune it where its recipe says so.
+
+    MODEL is a recipe, or a Keras model from outside: a .keras or .h5 file or a SavedModel
+    directory, with --data and the other options.
+
+    \b
+    --data names an .npz file with these arrays:
+      x       float32 [N, ...], samples as the model takes them
+      y       int [N], their classes from 0; without labels the outputs are
+              compared with the float model's instead
+      x_test  float32 [M, ...], samples to measure on; without them a fifth
+              of x is held out
+      y_test  int [M]
+    With several inputs: an array for each, <name> and <name>_test.
+    """
     from edgekiln import pipeline
 
     with stdout_for_results():
-        directory = pipeline.quantize(model, build_dir)
+        directory = pipeline.quantize(model, build_dir, given, sensitivity=sensitivity)
     click.echo(directory)
 
 
 @cli.command()
 @model_argument
+@takes_own_model
 @build_option
-def export(model: str, build_dir: Path) -> None:
+def export(model: str, given: Given, build_dir: Path) -> None:
     """Write MODEL as .tflite, as ONNX and as a C array."""
     from edgekiln import pipeline
 
     with stdout_for_results():
-        directory = pipeline.export(model, build_dir)
+        directory = pipeline.export(model, build_dir, given)
     click.echo(directory)
 
 
@@ -291,13 +395,14 @@ def _mismatch_error(model: Path, found: Verification) -> CheckFailedError:
 @model_argument
 @board_option
 @optimize_option
+@takes_own_model
 @build_option
-def flash(model: str, board: str, optimize: str, build_dir: Path) -> None:
+def flash(model: str, board: str, optimize: str, given: Given, build_dir: Path) -> None:
     """Build MODEL's image for a board and write it there."""
     from edgekiln import pipeline
 
     with stdout_for_results():
-        image = pipeline.flash(model, board, build_dir, optimize)
+        image = pipeline.flash(model, board, build_dir, optimize, given)
     click.echo(image.elf)
 
 
@@ -305,19 +410,23 @@ def flash(model: str, board: str, optimize: str, build_dir: Path) -> None:
 @model_argument
 @board_option
 @optimize_option
+@takes_own_model
 @build_option
 @json_option
-def deploy(model: str, board: str, optimize: str, build_dir: Path, as_json: bool) -> None:
+def deploy(
+    model: str, board: str, optimize: str, given: Given, build_dir: Path, as_json: bool
+) -> None:
     """Take MODEL the whole way to a board, and report.
 
     Trains, prunes, quantizes, exports, compiles, builds, runs and measures; what has not changed
-    since the last time is not done again. Exits with 1 when an output byte of the board differs
-    from the host's.
+    since the last time is not done again. A Keras model from outside begins with its
+    quantization, for which --data is needed (see `edgekiln quantize --help`). Exits with 1 when
+    an output byte of the board differs from the host's.
     """
     from edgekiln import pipeline
 
     with stdout_for_results():
-        results = pipeline.deploy(model, board, build_dir, optimize)
+        results = pipeline.deploy(model, board, build_dir, optimize, given)
     if as_json:
         click.echo(results.read_text(encoding="utf-8"), nl=False)
     else:
@@ -328,18 +437,21 @@ def deploy(model: str, board: str, optimize: str, build_dir: Path, as_json: bool
 @model_argument
 @board_option
 @optimize_option
+@takes_own_model
 @build_option
 @json_option
-def bench(model: str, board: str, optimize: str, build_dir: Path, as_json: bool) -> None:
+def bench(
+    model: str, board: str, optimize: str, given: Given, build_dir: Path, as_json: bool
+) -> None:
     """Measure MODEL on a board: instructions, flash, RAM.
 
-    MODEL is a .tflite file or a recipe.
+    MODEL is a .tflite file, a recipe, or a Keras model with --data.
     """
     from edgekiln import pipeline
     from edgekiln.bench.results import to_json
 
     with stdout_for_results():
-        found = pipeline.bench_model(model, board, build_dir, optimize)
+        found = pipeline.bench_model(model, board, build_dir, optimize, given)
     if as_json:
         print_json(to_json(found))
     else:
@@ -393,19 +505,22 @@ def report(model: str, board: str, build_dir: Path) -> None:
 @cli.command()
 @json_option
 def models(as_json: bool) -> None:
-    """List the recipes: models with their data and schedule."""
+    """List the recipes, models with their data and schedule, and their compressed variants."""
+    from edgekiln.quantize.variants import variants_of
     from edgekiln.train.registry import load_recipe, recipe_names
 
-    recipes = [load_recipe(name) for name in recipe_names()]
+    known: dict[str, dict[str, str | None]] = {}
+    for recipe in map(load_recipe, recipe_names()):
+        described = {"dataset": recipe.dataset, "description": recipe.description}
+        known[recipe.name] = {**described, "variant_of": None}
+        for variant in variants_of(recipe.name):
+            described["description"] = variant.description
+            name = f"{recipe.name}_{variant.name}"
+            known[name] = {**described, "variant_of": recipe.name}
     if as_json:
-        print_json(
-            {
-                recipe.name: {"dataset": recipe.dataset, "description": recipe.description}
-                for recipe in recipes
-            }
-        )
+        print_json(known)
     else:
-        rows = [(recipe.name, recipe.dataset, recipe.description) for recipe in recipes]
+        rows = [(name, str(is_["dataset"]), str(is_["description"])) for name, is_ in known.items()]
         print_columns(("model", "data", "what it is"), rows)
 
 

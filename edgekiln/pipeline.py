@@ -1,9 +1,10 @@
-"""Chains the stages: from a recipe or a .tflite file to a measured board.
+"""Chains the stages: from a recipe, a Keras model with data, or a .tflite file to a measured board.
 
 ::
 
     build/<model>/train/         model.keras, history.json
-                  quantize/      pruned.keras, float.tflite, int8.tflite, quantize.json
+                  quantize/      pruned.keras, float.tflite, int8.tflite, quantize.json; of a model
+                                 from outside compressed.keras, float.tflite, <scheme>.tflite
                   export/        .tflite, .onnx, the C array for TensorFlow Lite Micro
                   inputs/        inputs.npz: what the model is measured with
                   host/c/        the generated C for this machine
@@ -12,27 +13,28 @@
                   <board>/run/   results.json, made by running the image
                   <board>/       results.json and report.html, for people
 
-Each directory is a stage that runs only when what it was made from has changed. A .tflite from
-outside enters at export. What fails leaves the stages before it as they are, so that the next
-run goes on from there.
+Each directory is a stage that runs only when what it was made from has changed. A Keras model
+from outside enters at quantize, a .tflite at export. What fails leaves the stages before it as
+they are, so that the next run goes on from there.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgekiln
 from edgekiln.console import make_table, say, show
-from edgekiln.errors import BadInputError, ToolMissingError
+from edgekiln.errors import BadInputError, CheckFailedError, ToolMissingError
 from edgekiln.files import (
     MANIFEST_NAME,
     Stage,
@@ -41,14 +43,19 @@ from edgekiln.files import (
     write_bytes,
     write_json,
 )
+from edgekiln.quantize.options import QuantizeOptions
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgekiln.bench.inputs import ModelInputs
     from edgekiln.bench.measure import Background, Subject
     from edgekiln.bench.results import Artifact, BenchResult, Results
     from edgekiln.export.onnx import OnnxCheck
     from edgekiln.firmware.boards import Board
     from edgekiln.firmware.image import Image
+    from edgekiln.quantize.variants import Variant
     from edgekiln.train.recipe import Recipe
 
 PACKAGE = Path(edgekiln.__file__).parent
@@ -57,6 +64,8 @@ RANDOM_SEED = 0
 BENCH_SAMPLES = 3
 
 _HOST = "host"
+_LEAST_SAMPLES = 1000
+_MOST_MACS = 3_000_000_000  # of all samples together: a few minutes in an emulator
 _EXTRAS = {
     "train": (*("filelock", "h5py", "keras", "platformdirs", "requests", "sklearn", "tensorflow"),),
     "onnx": ("onnx", "onnxruntime", "tf2onnx"),
@@ -67,11 +76,18 @@ _EXTRAS = {
 _RECIPE_EXTRAS = ("train", "litert", "onnx")
 _EXPORT_MODULES = ("c_array.py", "onnx.py", "onnx_worker.py")
 _TRAINING_METRICS = ("accuracy", "val_accuracy", "loss", "val_loss")
-_MODEL_SUFFIXES = (".tflite", ".keras", ".h5", ".onnx", ".pb")
+_KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
+_MODEL_SUFFIXES = (".tflite", *_KERAS_SUFFIXES, ".onnx", ".pb")
+_MODELS = "a recipe, a .keras or .h5 file, a SavedModel directory, or a .tflite file"
 _WHAT_FILES_ARE = {
     "model.keras": "Keras model, float",
     "pruned.keras": "Keras model, pruned",
+    "compressed.keras": "Keras model, compressed",
     "float.tflite": "TensorFlow Lite, float",
+    "int16x8.tflite": "TensorFlow Lite, activations int16, weights int8",
+    "int4-weights.tflite": "TensorFlow Lite, activations int8, weights int4",
+    "float16.tflite": "TensorFlow Lite, weights float16",
+    "dynamic.tflite": "TensorFlow Lite, weights int8",
     "int8.tflite": "TensorFlow Lite, int8",
     "_float.onnx": "ONNX, float",
     "_int8.onnx": "ONNX, int8",
@@ -88,14 +104,38 @@ _WHAT_FILES_ARE = {
 }
 
 
-def deploy(model: str, board: str, build: Path, optimize: str = "balanced") -> Path:
+@dataclass(frozen=True)
+class Given:
+    """What a user gave along with MODEL, for a Keras model from outside.
+
+    Attributes:
+        data: The .npz file, or None.
+        options: How to compress and quantize.
+    """
+
+    data: Path | None = None
+    options: QuantizeOptions = field(default_factory=QuantizeOptions)
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether nothing was given."""
+        return self == Given()
+
+
+_NOTHING = Given()
+
+
+def deploy(
+    model: str, board: str, build: Path, optimize: str = "balanced", given: Given = _NOTHING
+) -> Path:
     """Takes a model to a board, runs it there, and proves that every output byte is right.
 
     Args:
-        model: A recipe's name or a .tflite file.
+        model: A recipe's name, a Keras model's file, a SavedModel directory or a .tflite file.
         board: The board's slug.
         build: The root of the build tree.
         optimize: What the compiler favours.
+        given: Data and options for a Keras model.
 
     Returns:
         The path of results.json; report.html lies beside it.
@@ -110,7 +150,7 @@ def deploy(model: str, board: str, build: Path, optimize: str = "balanced") -> P
     from edgekiln.firmware.boards import load_board
 
     chosen = load_board(board)
-    work = find_model(model, build, optimize)
+    work = find_model(model, build, optimize, given)
     check_tools(work, chosen, run=True)
     results_path, report_path = results_paths(work, board)
     made = work.measure(chosen, stale=(results_path, report_path))
@@ -123,7 +163,9 @@ def deploy(model: str, board: str, build: Path, optimize: str = "balanced") -> P
     return results_path
 
 
-def bench_model(model: str, board: str, build: Path, optimize: str = "balanced") -> BenchResult:
+def bench_model(
+    model: str, board: str, build: Path, optimize: str = "balanced", given: Given = _NOTHING
+) -> BenchResult:
     """Measures a model on a board with a few inputs: instructions, flash, RAM.
 
     Arguments as for `deploy`.
@@ -137,14 +179,16 @@ def bench_model(model: str, board: str, build: Path, optimize: str = "balanced")
     from edgekiln.firmware.boards import load_board
 
     chosen = load_board(board)
-    work = find_model(model, build, optimize)
+    work = find_model(model, build, optimize, given)
     check_tools(work, chosen, run=True)
     image = work.image(chosen)
     few = read_inputs_file(work.inputs).head(BENCH_SAMPLES)
     return measure_few(work.name, image, chosen, work.host_bundle, few)
 
 
-def flash(model: str, board: str, build: Path, optimize: str = "balanced") -> Image:
+def flash(
+    model: str, board: str, build: Path, optimize: str = "balanced", given: Given = _NOTHING
+) -> Image:
     """Makes the image that `deploy` runs, and boots it once.
 
     An emulator keeps no image: it is handed the file each time it starts. What is proved here
@@ -160,7 +204,7 @@ def flash(model: str, board: str, build: Path, optimize: str = "balanced") -> Im
     from edgekiln.firmware.boards import load_board
 
     chosen = load_board(board)
-    work = find_model(model, build, optimize)
+    work = find_model(model, build, optimize, given)
     check_tools(work, chosen, run=True)
     image = work.image(chosen)
     one = read_inputs_file(work.inputs).head(1)
@@ -179,24 +223,44 @@ def train(model: str, build: Path) -> Path:
     return find_model(model, build).trained
 
 
-def quantize(model: str, build: Path) -> Path:
-    """Trains, prunes and quantizes a recipe; returns the directory with int8.tflite.
+def quantize(
+    model: str, build: Path, given: Given = _NOTHING, *, sensitivity: bool = False
+) -> Path:
+    """Trains, prunes and quantizes a recipe, or quantizes a Keras model from outside.
+
+    Args:
+        model: As for `deploy`.
+        build: As for `deploy`.
+        given: As for `deploy`.
+        sensitivity: Whether to measure, and show on stderr, which layers cost accuracy.
+
+    Returns:
+        The directory with int8.tflite and quantize.json.
 
     Raises:
-        BadInputError: MODEL is not a recipe.
+        BadInputError: MODEL is neither, or its data or options cannot be used.
     """
     check_packages("train", "litert")
-    return find_model(model, build).quantized
+    work = find_model(model, build, given=given)
+    report = work.sensitivity if sensitivity else None
+    directory = work.quantized
+    if report is not None:
+        from edgekiln.quantize.own_sensitivity import read_report
+
+        show(read_report(report).table())
+    return directory
 
 
-def export(model: str, build: Path) -> Path:
+def export(model: str, build: Path, given: Given = _NOTHING) -> Path:
     """Makes the files that other tools take; returns their directory.
 
+    Arguments as for `quantize`.
+
     Raises:
-        BadInputError: MODEL is neither a recipe nor a .tflite file.
+        BadInputError: MODEL is not a model.
     """
-    work = find_model(model, build)
-    check_packages(*(_RECIPE_EXTRAS if work.recipe else ()))
+    work = find_model(model, build, given=given)
+    check_packages(*(_RECIPE_EXTRAS if work.is_quantized_here else ()))
     return work.exported
 
 
@@ -226,37 +290,61 @@ def write_last_report(model: str, board: str, build: Path) -> Path:
     return report_path
 
 
-def find_model(model: str, build: Path, optimize: str = "balanced") -> Work:
-    """Finds out what a user means by MODEL: a recipe's name or a .tflite file.
+def find_model(
+    model: str, build: Path, optimize: str = "balanced", given: Given = _NOTHING
+) -> Work:
+    """Finds out what a user means by MODEL.
 
     Args:
         model: What was typed.
         build: The root of the build tree.
         optimize: What the compiler favours.
+        given: Data and options for a Keras model.
 
     Returns:
         The model's stages, none of which has run.
 
     Raises:
-        BadInputError: It is neither.
+        BadInputError: It is nothing that is known, or does not go with what was given.
     """
     from edgekiln.export.compiler import c_name_of
-    from edgekiln.export.passes import run_passes
-    from edgekiln.export.tflite_reader import read_tflite
+    from edgekiln.quantize.saved_model import is_saved_model
+    from edgekiln.quantize.variants import find_variant
     from edgekiln.train.registry import load_recipe, recipe_names
 
     path = Path(model)
-    if model in recipe_names():
-        return Work(model, build / model, load_recipe(model), None, optimize)
+    found = find_variant(model)
+    if model in recipe_names() or found:
+        _refuse_given(given, model, "a recipe brings its own data and its own plan")
+        recipe, variant = found or (model, None)
+        return Work(model, build / model, load_recipe(recipe), None, optimize, variant=variant)
     if not model or (path.suffix not in _MODEL_SUFFIXES and not path.exists()):
         load_recipe(model)  # raises, and knows the names that come near
-    if path.suffix != ".tflite":
-        raise BadInputError(
-            "not a model that can be deployed", where=path, allowed="a recipe or a .tflite file"
-        )
-    run_passes(read_tflite(read_input_file(path), str(path)))  # refuses before anything is made
     name = c_name_of(path)
+    if is_saved_model(path) or path.suffix in _KERAS_SUFFIXES:
+        if not is_saved_model(path):
+            read_input_file(path)
+        return Work(name, build / name, None, path, optimize, given)
+    if path.suffix != ".tflite":
+        raise BadInputError("not a model that can be deployed", where=path, allowed=_MODELS)
+    _refuse_given(given, path, "a .tflite file is quantized already")
+    _check_compilable(path)
     return Work(name, build / name, None, path, optimize)
+
+
+def _refuse_given(given: Given, where: object, why: str) -> None:
+    if not given.is_nothing:
+        raise BadInputError(
+            f"{why}: --data and the options of quantization are for Keras models", where=where
+        )
+
+
+def _check_compilable(path: Path) -> None:
+    """Refuses a .tflite file that cannot be compiled, before anything is made."""
+    from edgekiln.export.passes import run_passes
+    from edgekiln.export.tflite_reader import read_tflite
+
+    run_passes(read_tflite(read_input_file(path), str(path)))
 
 
 def results_paths(work: Work, board: str) -> tuple[Path, Path]:
@@ -279,7 +367,8 @@ def check_tools(work: Work, board: Board, *, run: bool) -> None:
     from edgekiln.bench.compiled import find_host_compiler
     from edgekiln.firmware.toolchain import find_tool, install_hint
 
-    check_packages("board", *(("report",) if run else ()), *(_RECIPE_EXTRAS if work.recipe else ()))
+    extras = _RECIPE_EXTRAS if work.is_quantized_here else ()
+    check_packages("board", *(("report",) if run else ()), *extras)
     find_tool(board.toolchain, "gcc")
     if run:
         find_host_compiler()
@@ -318,8 +407,10 @@ class Work:
         name: The model's name, a C identifier; its build directory has the same.
         directory: Where its stages lie.
         recipe: The recipe that makes it, or None.
-        file: The .tflite file that it comes from, or None.
+        file: The file or the SavedModel directory that it comes from, or None.
         optimize: What the compiler favours.
+        given: For a Keras model from outside, its data and options; else None.
+        variant: The compressed form of the recipe's model, or None.
     """
 
     name: str
@@ -327,22 +418,35 @@ class Work:
     recipe: Recipe | None
     file: Path | None
     optimize: str
+    given: Given | None = None
+    variant: Variant | None = None
+
+    @property
+    def is_quantized_here(self) -> bool:
+        """Whether there is a quantize stage: a .tflite file has been through another."""
+        return self.recipe is not None or self.given is not None
 
     @functools.cached_property
     def trained(self) -> Path:
-        """The directory with model.keras and history.json."""
+        """The directory with model.keras and history.json: the kept model, or a new one."""
+        from edgekiln.train.kept import kept_file
+
         recipe = self._need_recipe()
+        kept = tuple(filter(None, (kept_file(recipe.name),)))
 
         def make(directory: Path) -> None:
-            from edgekiln.train.loop import train_recipe
+            from edgekiln.train.loop import restore_recipe, train_recipe
 
-            train_recipe(recipe, directory)
+            if kept:
+                restore_recipe(recipe, directory)
+            else:
+                train_recipe(recipe, directory)
 
         return _run(
             Stage(
                 name="train",
                 directory=self.directory / "train",
-                inputs=(),
+                inputs=kept,
                 options={"recipe": recipe.name, **_versions("keras", "tensorflow", "scikit-learn")},
                 code=_train_code(recipe),
             ),
@@ -352,36 +456,104 @@ class Work:
     @functools.cached_property
     def quantized(self) -> Path:
         """The directory with int8.tflite and quantize.json."""
+        if self.given is not None:
+            return self._quantized_from_outside(self.given)
+        from edgekiln.train.kept import kept_file
+
         recipe, model = self._need_recipe(), self.trained / "model.keras"
 
         def make(directory: Path) -> None:
             from edgekiln.quantize.stage import quantize_recipe
 
-            quantize_recipe(recipe, model, directory)
+            quantize_recipe(recipe, model, directory, self.variant)
 
         return _run(
             Stage(
                 name="quantize",
                 directory=self.directory / "quantize",
-                inputs=(model,),
+                inputs=(model, *filter(None, (kept_file(self.name),))),
                 options={"recipe": recipe.name, **_versions("keras", "tensorflow")},
                 code=(PACKAGE / "quantize", *_train_code(recipe)),
             ),
             make,
         )
 
+    @functools.cached_property
+    def sensitivity(self) -> Path:
+        """sensitivity.json: what each layer of a model from outside costs."""
+        if self.given is None:
+            raise BadInputError(
+                "--sensitivity is for Keras models from outside",
+                where=self.name,
+                hint="give the recipe's model.keras with --data",
+            )
+        given, (model, data) = self.given, self._need_own_files(self.given)
+
+        def make(directory: Path) -> None:
+            from edgekiln.quantize.own_sensitivity import measure_file
+
+            measure_file(model, data, directory, given.options)
+
+        return self._run_own_stage("sensitivity", given, make) / "sensitivity.json"
+
+    def _quantized_from_outside(self, given: Given) -> Path:
+        model, data = self._need_own_files(given)
+
+        def make(directory: Path) -> None:
+            from edgekiln.quantize.own import quantize_file
+
+            quantize_file(model, data, directory, given.options)
+
+        return self._run_own_stage("quantize", given, make)
+
+    def _need_own_files(self, given: Given) -> tuple[Path, Path]:
+        """Returns the model and the data from outside."""
+        model = self._need_file()
+        if given.data is None:
+            raise BadInputError(
+                "a Keras model needs data to be quantized with",
+                where=model,
+                hint="give --data <file>.npz; edgekiln quantize --help describes it",
+            )
+        read_input_file(given.data)
+        return model, given.data
+
+    def _run_own_stage(self, name: str, given: Given, make: Callable[[Path], None]) -> Path:
+        model, data = self._need_own_files(given)
+        is_directory = model.is_dir()
+        return _run(
+            Stage(
+                name=name,
+                directory=self.directory / name,
+                inputs=(data,) if is_directory else (model, data),
+                options={
+                    "options": given.options.to_json(),
+                    **({"saved_model": _sha256_below(model)} if is_directory else {}),
+                    **_versions("keras", "tensorflow", "ai-edge-litert"),
+                },
+                code=(PACKAGE / "quantize", *sorted((PACKAGE / "train").glob("*.py"))),
+            ),
+            make,
+        )
+
     @property
     def int8(self) -> Path:
-        """The int8 model: quantize's, or the file from outside."""
+        """The quantized model: the quantize stage's, or the file from outside."""
+        if self.given is not None:
+            return self.quantized / self.given.options.output_name
         return self.quantized / "int8.tflite" if self.recipe else self._need_file()
 
     @functools.cached_property
     def inputs(self) -> Path:
         """inputs.npz: the held-out set in the model's codes, or random codes."""
+        sources = [self.int8]
+        options: dict[str, Any] = {}
         if self.recipe:
-            options: dict[str, Any] = {"recipe": self.recipe.name}
+            options["recipe"] = self.recipe.name
+        elif self.given is not None and self.given.data is not None:
+            sources += [self.quantized / "quantize.json", self.given.data]
         else:
-            options = {"random": RANDOM_SAMPLES, "seed": RANDOM_SEED}
+            options |= {"random": RANDOM_SAMPLES, "seed": RANDOM_SEED}
 
         def make(directory: Path) -> None:
             from edgekiln.bench.inputs import write_inputs
@@ -391,11 +563,12 @@ class Work:
         stage = Stage(
             name="inputs",
             directory=self.directory / "inputs",
-            inputs=(self.int8,),
+            inputs=sources,
             options=options,
             code=(
                 *(PACKAGE / "bench" / name for name in ("inputs.py", "verify.py")),
-                *(PACKAGE / name for name in ("quantize/affine.py", "train/datasets.py")),
+                *(PACKAGE / "quantize" / name for name in ("affine.py", "own_data.py")),
+                PACKAGE / "train" / "datasets.py",
             ),
         )
         return _run(stage, make) / "inputs.npz"
@@ -404,8 +577,8 @@ class Work:
     def exported(self) -> Path:
         """The directory with what other tools take: .tflite, .onnx, the C array, export.json."""
         sources, options = [self.int8], {"name": self.name}
-        if self.recipe:
-            sources += [self._float_model, self.inputs]
+        if self.is_quantized_here:
+            sources += [*([self._float_model] if self._float_model else []), self.inputs]
             options |= _versions("keras", "onnx", "onnxruntime", "tf2onnx")
         stage = Stage(
             name="export",
@@ -488,7 +661,7 @@ class Work:
         return Subject(
             name=self.name,
             tflite=read_input_file(self.tflite),
-            onnx_int8=onnx if self.recipe else None,
+            onnx_int8=onnx if onnx.exists() else None,
             compile_report=read_compile_report(self.directory / board.slug / "c"),
             host_bundle=host_bundle,
             image=image,
@@ -501,25 +674,60 @@ class Work:
     def _background(self) -> Background:
         from edgekiln.bench.measure import Background
 
-        if self.recipe is None:
+        if not self.is_quantized_here:
             return Background(None, None, {}, {"inputs": RANDOM_SEED})
         summary = json.loads(read_input_file(self.quantized / "quantize.json"))
+        if self.recipe is None:
+            return Background(
+                float_accuracy=summary["accuracy"]["float"],
+                pruned_accuracy=summary["accuracy"]["pruned"],
+                training={},
+                seeds={
+                    "split": summary["split"]["seed"],
+                    "training": summary["options"]["seed"],
+                },
+            )
         history = json.loads(read_input_file(self.trained / "history.json"))
         epochs = history["epochs"]
+        shares = self._accuracy_on_samples()
         return Background(
-            float_accuracy=summary["accuracy"]["float"],
-            pruned_accuracy=summary["accuracy"]["pruned"],
+            float_accuracy=shares["float"],
+            pruned_accuracy=shares.get("pruned"),
             training={
                 key: tuple(float(epoch[key]) for epoch in epochs) for key in _TRAINING_METRICS
             },
             seeds={"training": self.recipe.seed, "split": history["split"]["seed"]},
         )
 
+    def _accuracy_on_samples(self) -> dict[str, float]:
+        """Returns the accuracy of the recipe's Keras models on what is run on the board."""
+        import numpy as np
+
+        from edgekiln.train.datasets import load_dataset
+
+        chosen = self._chosen_samples()
+        labels = load_dataset(self._need_recipe().dataset).y_test[chosen]
+        with np.load(self.quantized / "predictions.npz", allow_pickle=False) as predictions:
+            return {
+                name: float(np.mean(predictions[name][chosen] == labels))
+                for name in predictions.files
+            }
+
+    def _chosen_samples(self) -> NDArray[np.int64]:
+        """Returns which held-out samples of the recipe are run: all, or as many as take a while."""
+        from edgekiln.bench.inputs import spread_evenly
+        from edgekiln.export.compiler import plan_model
+        from edgekiln.train.datasets import load_dataset
+
+        macs = plan_model(read_input_file(self.int8), name=self.name).macs
+        count = len(load_dataset(self._need_recipe().dataset).y_test)
+        return spread_evenly(count, max(_LEAST_SAMPLES, _MOST_MACS // max(macs, 1)))
+
     def _artifacts(self, board: Board) -> tuple[Artifact, ...]:
         """Lists what the stages made, in the order of the data's way; kernels are left out."""
         from edgekiln.bench.results import Artifact
 
-        own = ("train", "quantize") if self.recipe else ()
+        own = ("train",) * (self.recipe is not None) + ("quantize",) * self.is_quantized_here
         folders = (*own, "export", f"{board.slug}/c", f"{board.slug}/image")
         return tuple(
             Artifact(
@@ -560,11 +768,13 @@ class Work:
         )
 
     @functools.cached_property
-    def _float_model(self) -> Path:
-        """The Keras model that was quantized: pruned, where the recipe prunes."""
-        if self._need_recipe().pruning:
-            return self.quantized / "pruned.keras"
-        return self.trained / "model.keras"
+    def _float_model(self) -> Path | None:
+        """The Keras model that was quantized, compressed if it was; None for a SavedModel."""
+        if self.recipe is not None:
+            pruned = self.quantized / "pruned.keras"
+            return pruned if pruned.exists() else self.trained / "model.keras"
+        compressed, file = self.quantized / "compressed.keras", self._need_file()
+        return compressed if compressed.exists() else None if file.is_dir() else file
 
     def _make_inputs(self) -> ModelInputs:
         from edgekiln.bench.inputs import ModelInputs
@@ -574,6 +784,8 @@ class Work:
         from edgekiln.train.datasets import load_dataset
 
         model = read_input_file(self.int8)
+        if self.given is not None and self.given.data is not None:
+            return self._held_out_inputs(self.given.data)
         if self.recipe is None:
             return ModelInputs(
                 tensors=random_inputs(model, RANDOM_SAMPLES, RANDOM_SEED),
@@ -583,13 +795,43 @@ class Work:
             )
         graph = read_tflite(model, str(self.int8))
         tensor = graph.tensor(graph.inputs[0])
-        data = load_dataset(self.recipe.dataset)
-        codes = quantize_array(data.x_test, tensor.q.scale, tensor.q.zero_point, tensor.dtype.value)
+        data, chosen = load_dataset(self.recipe.dataset), self._chosen_samples()
+        codes = quantize_array(
+            data.x_test[chosen], tensor.q.scale, tensor.q.zero_point, tensor.dtype.value
+        )
         return ModelInputs(
             tensors=(codes,),
-            labels=data.y_test,
+            labels=data.y_test[chosen],
             class_names=data.class_names,
-            description=f"The whole held-out set of {data.name}, {len(codes):,} samples",
+            description=f"The whole held-out set of {data.name}, {len(codes):,} samples"
+            if len(chosen) == len(data.y_test)
+            else f"{len(codes):,} of the {len(data.y_test):,} held-out samples of {data.name}, "
+            "evenly spread",
+        )
+
+    def _held_out_inputs(self, path: Path) -> ModelInputs:
+        """Returns the held-out part of data from outside, as the quantized model takes it."""
+        from edgekiln.bench.inputs import ModelInputs
+        from edgekiln.quantize.affine import quantize_array
+        from edgekiln.quantize.own_data import read_archive, read_shape
+
+        summary = json.loads(read_input_file(self.quantized / "quantize.json"))
+        shape = read_shape(summary)
+        data = read_archive(path).for_model(shape)
+        codes = tuple(
+            quantize_array(data.test.x[port["name"]], port["scale"], port["zero_point"], dtype)
+            if port["scale"]
+            else data.test.x[port["name"]].astype(dtype)
+            for port in summary["inputs"]
+            for dtype in (port["dtype"],)
+        )
+        names = () if data.test.y is None else tuple(map(str, range(shape.classes or 0)))
+        return ModelInputs(
+            tensors=codes,
+            labels=data.test.y,
+            class_names=names,
+            description=f"{data.split.method} of {path.name}, {len(data.test):,} samples"
+            + ("" if names else " without labels"),
         )
 
     def _export(self, directory: Path) -> None:
@@ -602,20 +844,46 @@ class Work:
         write_json(directory / "export.json", {"onnx": checks})
 
     def _export_onnx(self, directory: Path) -> list[OnnxCheck]:
-        """Writes the ONNX files; a model from outside has no data to check them on."""
-        if self.recipe is None:
+        """Writes the ONNX files; a .tflite from outside has no data to check them on."""
+        if not self.is_quantized_here:
             return []
         from edgekiln.bench.inputs import read_inputs_file
         from edgekiln.export.onnx import export_onnx_float, export_onnx_int8
-        from edgekiln.train.datasets import load_dataset
 
-        images = load_dataset(self.recipe.dataset).x_test
-        codes = read_inputs_file(self.inputs).tensors[0]
+        makers: list[Callable[[], OnnxCheck]] = []
         floating, int8 = (directory / f"{self.name}_{kind}.onnx" for kind in ("float", "int8"))
-        return [
-            export_onnx_float(self._float_model, images, floating),
-            export_onnx_int8(directory / f"{self.name}.tflite", codes, int8),
-        ]
+        codes = read_inputs_file(self.inputs).tensors
+        images, source = self._float_inputs(), self._float_model
+        if source is not None and len(images) == 1:
+            makers.append(lambda: export_onnx_float(source, images[0], floating))
+        if len(codes) == 1 and self.int8.name == "int8.tflite":
+            makers.append(
+                lambda: export_onnx_int8(directory / f"{self.name}.tflite", codes[0], int8)
+            )
+        return [check for make in makers for check in self._try_onnx(make)]
+
+    def _try_onnx(self, make: Callable[[], OnnxCheck]) -> list[OnnxCheck]:
+        """Makes one file; ONNX need not know all layers of a model from outside."""
+        try:
+            return [make()]
+        except (BadInputError, CheckFailedError) as error:
+            if self.recipe is not None and self.variant is None:
+                raise
+            say(f"left out: {error}")
+            return []
+
+    def _float_inputs(self) -> tuple[Any, ...]:
+        """Returns the held-out samples as the float model takes them, float32 [N, ...] each."""
+        if self.recipe is not None:
+            from edgekiln.train.datasets import load_dataset
+
+            return (load_dataset(self.recipe.dataset).x_test[self._chosen_samples()],)
+        from edgekiln.quantize.own_data import read_archive, read_shape
+
+        summary = json.loads(read_input_file(self.quantized / "quantize.json"))
+        assert self.given is not None and self.given.data is not None
+        data = read_archive(self.given.data).for_model(read_shape(summary))
+        return tuple(data.test.x.values())
 
     def _need_file(self) -> Path:
         if self.file is None:
@@ -625,7 +893,9 @@ class Work:
     def _need_recipe(self) -> Recipe:
         if self.recipe is None:
             raise BadInputError(
-                "a .tflite file has nothing to train or quantize",
+                "a model from outside is not trained here"
+                if self.given is not None
+                else "a .tflite file has nothing to train or quantize",
                 where=self.file or self.name,
                 allowed="a recipe",
                 hint="see: edgekiln models",
@@ -697,6 +967,15 @@ def _run(stage: Stage, make: Callable[[Path], None]) -> Path:
     else:
         say(f"{stage.name}: unchanged")
     return stage.directory
+
+
+def _sha256_below(directory: Path) -> str:
+    """Returns one hash over the names and contents of all files below a directory."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.relative_to(directory)}\0{sha256_file(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def _write_if_changed(path: Path, data: bytes) -> None:

@@ -37,7 +37,8 @@ class Entry:
 
     Attributes:
         accuracy_float: The trained model's, in Keras, on the whole held-out set.
-        accuracy_pruned: The compressed Keras model's; None where nothing was compressed.
+        accuracy_pruned: The compressed Keras model's; of a recipe, that of its first variant
+            that is pruned, or None.
         accuracy_int8_host: The generated C's on this machine, on the whole held-out set.
         accuracy_int8_device: The board's, on ``device_samples`` of it.
         accuracy_float_device_samples: The trained Keras model's on those samples alone.
@@ -157,6 +158,8 @@ def _compress(member: Member, directory: Path) -> None:
     from edgekiln.train.registry import load_recipe
 
     recipe, variant = load_recipe(member.recipe), load_variant(member.recipe, member.variant or "")
+    if not variant.is_trained:
+        return
     with files.new_directory(directory / variant.name) as new:
         quantize_recipe(recipe, directory / "train" / MODEL_NAME, new, variant, anew=True)
         summary = json.loads((new / SUMMARY_NAME).read_text())
@@ -203,9 +206,18 @@ def measure_zoo(
         if member.variant is None:
             report[member.recipe] = {**entry, "board": BOARD, "emulated": True, "variants": {}}
         else:
-            report[member.recipe]["variants"][member.variant] = entry
+            _add_variant(report[member.recipe], member, entry)
     files.write_json(build / "zoo.json", report)
     return report
+
+
+def _add_variant(recipe: dict[str, Any], member: Member, entry: dict[str, Any]) -> None:
+    from edgekiln.quantize.variants import load_variant
+
+    variant = load_variant(member.recipe, member.variant or "")
+    recipe["variants"][variant.name] = entry
+    if variant.is_pruned and recipe["accuracy_pruned"] is None:
+        recipe["accuracy_pruned"] = entry["accuracy_pruned"]
 
 
 def _measure_all(
@@ -265,6 +277,7 @@ def _measure_int8(
 ) -> Entry:
     from edgekiln.bench.compiled import CompiledRunner
     from edgekiln.bench.device import run_on_board
+    from edgekiln.bench.inputs import spread_evenly
     from edgekiln.export.compiler import compile_model, write_bundle
     from edgekiln.export.tflite_reader import read_tflite
     from edgekiln.firmware.boards import load_board
@@ -284,7 +297,7 @@ def _measure_int8(
     tensor = graph.tensor(graph.inputs[0])
     codes = quantize_array(data.x_test, tensor.q.scale, tensor.q.zero_point, tensor.dtype.value)
     (host,) = CompiledRunner(directory / "host", flags=_FAST).run((codes,))
-    chosen = _spread(len(codes), device_samples)
+    chosen = spread_evenly(len(codes), device_samples)
     device = run_on_board(image, board, codes[chosen], progress=False)
     wrong = int((device.outputs[0] != host[chosen]).sum())
     if wrong:
@@ -320,11 +333,6 @@ def _share(outputs: NDArray[Any], labels: NDArray[np.int64]) -> float:
     return float(np.mean(outputs.reshape(len(labels), -1).argmax(axis=1) == labels))
 
 
-def _spread(count: int, wanted: int) -> NDArray[np.int64]:
-    """Returns up to ``wanted`` indices, evenly spread from the first to the last."""
-    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64))
-
-
 def _settings(record: dict[str, Any]) -> dict[str, Any]:
     """Returns a step's record without what came of it epoch by epoch."""
     return {key: value for key, value in record.items() if key not in ("history", "rounds")}
@@ -334,13 +342,32 @@ def _settings(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def zoo_markdown(report: dict[str, Any]) -> str:
-    """Returns the table of all models as Markdown; a variant is compared with its recipe."""
+    """Returns the page about all models, ``docs/zoo.md``; variants are compared with recipes."""
     rows = [_HEADINGS, ("---", *("--:" for _ in _HEADINGS[1:]))]
     for recipe, entry in report.items():
         rows.append(_row(recipe, entry, entry))
         for name, variant in entry["variants"].items():
             rows.append(_row(f"{recipe} {name}", variant, entry))
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return _PAGE + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+_PAGE = f"""# The zoo
+
+The project's own models and their compressed variants, measured on the emulated board
+`{BOARD}`, a Cortex-M4F. Made by `make zoo-report > docs/zoo.md` from the models in
+train/kept, which `make zoo` trains. MNIST for the names that say so and for lenet5,
+Fashion-MNIST for ds_cnn and resnet8; both have 10,000 held-out images.
+
+- float: the trained model in Keras; pruned: the compressed model in Keras, before it is
+  int8, or with quantization in the loop. Both on all held-out images.
+- int8 host: the generated C on this machine, on all of them. int8 device: the image on the
+  board, on as many as the next column says, evenly spread; there every output byte has to be
+  the one that the generated C gave on this machine.
+- Instructions are counted exactly by QEMU; they are not cycles. Flash is the linked image, RAM
+  is arena, variables and the measured peak of the stack, both in bytes. In brackets: the ratio
+  to the recipe itself.
+
+"""
 
 
 _HEADINGS = (
@@ -350,7 +377,7 @@ _HEADINGS = (
 
 
 def _row(name: str, entry: dict[str, Any], base: dict[str, Any]) -> tuple[str, ...]:
-    pruned = entry["accuracy_pruned"]
+    pruned = None if entry is base else entry["accuracy_pruned"]
     return (
         name,
         _percent(entry["accuracy_float"]),

@@ -15,7 +15,8 @@ class Target:
         name: As given to ``--target``.
         description: For people.
         features: What a kernel may ask for: ``dsp`` (Arm's SIMD-in-32-bit instructions),
-            ``unaligned`` (32-bit loads from any address).
+            ``unaligned`` (32-bit loads from any address), ``neon`` (Arm's 64-bit cores),
+            ``dotprod`` (their instructions for dot products, as in -march=armv8.2-a+dotprod).
     """
 
     name: str
@@ -29,6 +30,12 @@ TARGETS = {
         Target("generic", "any core with a C99 compiler"),
         Target("host", "the machine that edgekiln runs on"),
         Target("cortex-m4", "Arm Cortex-M4 and M4F", frozenset({"dsp", "unaligned"})),
+        Target("aarch64", "64-bit Arm with NEON, as Raspberry Pi 3 and 4", frozenset({"neon"})),
+        Target(
+            "aarch64-dotprod",
+            "64-bit Arm with dot products (Armv8.2), as Raspberry Pi 5",
+            frozenset({"neon", "dotprod"}),
+        ),
     )
 }
 

@@ -52,12 +52,13 @@ def correct_biases(model: Any, data: Mapping[str, Array]) -> tuple[BiasCorrectio
         What was done, layer by layer.
     """
     layers = weight_quantizers(model)
-    probes = {name: _probe(model, layer) for name, layer in layers.items()}
+    probe = _probe(model, layers)
     with observing(model):
-        wanted = {name: _means(probes[name], layers[name], data) for name in layers}
+        inputs = _mean_inputs(probe, data)
+        wanted = {name: _mean_outputs(layers[name], inputs[name]) for name in layers}
     corrections = []
     for name, layer in layers.items():
-        shift = _means(probes[name], layer, data) - wanted[name]
+        shift = _mean_outputs(layer, _mean_inputs(probe, data)[name]) - wanted[name]
         bias = keras.ops.convert_to_numpy(layer.bias).astype(np.float64)
         layer.bias.assign((bias - shift).astype(np.float32))
         size = np.abs(shift)
@@ -65,24 +66,37 @@ def correct_biases(model: Any, data: Mapping[str, Array]) -> tuple[BiasCorrectio
     return tuple(corrections)
 
 
-def _probe(model: Any, layer: Any) -> Any:
-    """Returns a model of what ``layer`` gives each time that ``model`` calls it."""
-    nodes = (node for nodes in model._nodes_by_depth.values() for node in nodes)
-    outputs = [node.output_tensors[0] for node in nodes if node.operation is layer]
+def _probe(model: Any, layers: Mapping[str, Any]) -> Any:
+    """Returns a model that gives what goes into each layer, by name, each time it is called."""
+    nodes = [node for nodes in model._nodes_by_depth.values() for node in nodes]
+    outputs = {
+        name: [node.input_tensors[0] for node in nodes if node.operation is layer]
+        for name, layer in layers.items()
+    }
     return keras.Model(model.input, outputs)
 
 
-def _means(probe: Any, layer: Any, data: Mapping[str, Array]) -> Means:
-    """Returns the mean of each output channel before the activation, float64 [channels]."""
-    total: Any = 0.0
-    count = 0
+def _mean_inputs(probe: Any, data: Mapping[str, Array]) -> dict[str, list[Means]]:
+    """Returns what goes into each layer on average over the samples, float64 [1, ...]."""
+    totals: dict[str, list[Any]] = {}
+    for results in run_batches(probe, data):
+        for name, tensors in results.items():
+            before = totals.get(name, [0.0] * len(tensors))
+            sums = (values.sum(axis=0, keepdims=True, dtype=np.float64) for values in tensors)
+            totals[name] = [old + new for old, new in zip(before, sums, strict=True)]
+    samples = len(next(iter(data.values())))
+    return {name: [total / samples for total in each] for name, each in totals.items()}
+
+
+def _mean_outputs(layer: Any, inputs: list[Means]) -> Means:
+    """Returns the mean of each output channel before the activation, float64 [channels].
+
+    The layer is linear, so its output for the mean input is the mean of its outputs.
+    """
     with _linear(layer):
-        for results in run_batches(probe, data):
-            for values in results:
-                pixels = values.reshape(-1, values.shape[-1])
-                total = total + pixels.sum(axis=0, dtype=np.float64)
-                count += len(pixels)
-    return np.asarray(total / count, np.float64)
+        outputs = [keras.ops.convert_to_numpy(layer(each.astype(np.float32))) for each in inputs]
+    pixels = np.concatenate([each.reshape(-1, each.shape[-1]) for each in outputs])
+    return np.asarray(pixels.mean(axis=0, dtype=np.float64), np.float64)
 
 
 @contextlib.contextmanager

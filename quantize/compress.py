@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from edgekiln.errors import BadInputError
+from edgekiln.quantize.calibration import CalibrationMethod
 from edgekiln.quantize.channels import ChannelPruning, prune_and_finetune
 from edgekiln.quantize.clustering import (
     WeightClustering,
@@ -15,9 +16,10 @@ from edgekiln.quantize.clustering import (
     measure_clusters,
 )
 from edgekiln.quantize.pruning import MagnitudePruning
+from edgekiln.quantize.ptq import PtqConfig, make_ptq_model, read_inputs
 from edgekiln.quantize.qat import QatConfig, quantize_model
 from edgekiln.quantize.sparsity import Blocks, NofM, Pattern, PolynomialSchedule, Unstructured
-from edgekiln.quantize.variants import ChannelStep, ClusteringStep, QatStep, Step
+from edgekiln.quantize.variants import ChannelStep, ClusteringStep, PtqStep, QatStep, Step
 from edgekiln.train.datasets import Dataset
 from edgekiln.train.loop import accuracy, early_stopping, fit, make_reproducible, steps_per_epoch
 from edgekiln.train.recipe import PruningPlan, Recipe
@@ -55,6 +57,8 @@ def compress(
             return model, _cluster(model, recipe, step, dataset)
         case QatStep():
             return _train_quantized(model, recipe, step, dataset)
+        case PtqStep():
+            return _quantize(model, step, dataset)
 
 
 def _prune(model: Any, recipe: Recipe, plan: PruningPlan, dataset: Dataset) -> dict[str, Any]:
@@ -135,10 +139,9 @@ def _prune_channels(
 
     plan = ChannelPruning(
         macs_ratio=step.macs_ratio,
+        allocation="uniform",
         importance=step.importance,
-        rounds=step.rounds,
         epochs=step.epochs,
-        final_epochs=step.final_epochs,
     )
     smaller, rounds = prune_and_finetune(
         model,
@@ -172,3 +175,16 @@ def _train_quantized(
         callbacks=[early_stopping(recipe.patience)],
     )
     return quantized, {"step": "qat", **asdict(step), "history": epochs}
+
+
+def _quantize(model: Any, step: PtqStep, dataset: Dataset) -> tuple[Any, dict[str, Any]]:
+    config = PtqConfig(
+        calibration=CalibrationMethod(step.calibration),
+        weight_bits=step.weight_bits,
+        weight_range=step.weight_range,
+        equalize=step.equalize,
+        bias_correction=step.bias_correction,
+    )
+    data = read_inputs(model, dataset.x_train[:_CALIBRATION_SAMPLES], model.name)
+    quantized = make_ptq_model(model, data, config)
+    return quantized, {"step": "ptq", **asdict(step)}

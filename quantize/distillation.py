@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edgekiln.errors import BadInputError
+from edgekiln.quantize.keras_graph import functional_model
 from edgekiln.train.quiet_keras import keras
 
 _ops = keras.ops
@@ -44,6 +45,7 @@ def distill(
 
     Raises:
         BadInputError: A value is out of its range, or the models do not go together.
+        BadModelError: The student is subclassed.
     """
     if not (0 < temperature < float("inf")):
         raise BadInputError("distill: temperature", got=temperature, allowed="above 0")
@@ -98,7 +100,8 @@ class _Distilled(keras.Model):  # type: ignore[misc]  # Keras has no types
     def __init__(
         self, student: Any, teacher: Any, temperature: float, alpha: float, from_logits: bool
     ) -> None:
-        super().__init__(student.input, student.output, name=student.name)
+        graph = functional_model(student, student.name)
+        super().__init__(graph.input, graph.output, name=student.name)
         # Inside a function Keras does not see it: it is no layer of this model.
         self._ask_teacher: Callable[[Any], Any] = lambda x: teacher(x, training=False)
         self._temperature, self._alpha = temperature, alpha

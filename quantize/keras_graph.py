@@ -122,7 +122,7 @@ def read_graph(model: Any) -> LayerGraph:
     Raises:
         BadModelError: The model is subclassed, or its input shape is not known.
     """
-    model = _functional(model, model.name)
+    model = functional_model(model, model.name)
     reader = _Reader()
     inputs = keras.tree.map_structure(reader.new_value, model.input)
     reader.read(model, "")
@@ -164,8 +164,12 @@ def _input_name(tensor: Any) -> str:
     return str(tensor._keras_history.operation.name)
 
 
-def _functional(model: Any, path: str) -> Any:
-    """Returns a Sequential model as the functional model that it wraps."""
+def functional_model(model: Any, path: str) -> Any:
+    """Returns a Sequential model as the functional model that it wraps, others as they are.
+
+    Raises:
+        BadModelError: The model, named ``path`` in the message, is neither.
+    """
     if isinstance(model, keras.Sequential):
         model = model._functional
     if model is None or not hasattr(model, "_nodes_by_depth"):
@@ -219,7 +223,7 @@ class _Reader:
 
     def _read_nested(self, node: Any, prefix: str) -> None:
         path = prefix + node.operation.name
-        inner = _functional(node.operation, path)
+        inner = functional_model(node.operation, path)
         for tensor, argument in zip(inner.inputs, node.input_tensors, strict=True):
             self._values[id(tensor)] = self.value(argument)
             self._tensors.append(tensor)

@@ -8,7 +8,7 @@ that do nothing at inference. The float outputs stay the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,12 +49,16 @@ MOVING = (
     _layers.Permute,
     _layers.RepeatVector,
     _layers.Reshape,
-    _layers.Resizing,
     _layers.ZeroPadding1D,
     _layers.ZeroPadding2D,
 )
-#: Values between those that go in.
-AVERAGING = (_layers.AveragePooling1D, _layers.AveragePooling2D)
+#: Values between those that go in, or some of these.
+AVERAGING = (
+    _layers.AveragePooling1D,
+    _layers.AveragePooling2D,
+    _layers.Resizing,
+    _layers.UpSampling2D,
+)
 MEANS = (_layers.GlobalAveragePooling1D, _layers.GlobalAveragePooling2D)
 #: Nothing at inference.
 TRANSPARENT = (
@@ -66,6 +70,16 @@ TRANSPARENT = (
     _layers.Identity,
     _layers.SpatialDropout1D,
     _layers.SpatialDropout2D,
+)
+_COPIED = (
+    _layers.AveragePooling1D,
+    _layers.AveragePooling2D,
+    _layers.BatchNormalization,
+    _layers.Concatenate,
+    _layers.LeakyReLU,
+    *MEANS,
+    *MOVING,
+    *TRANSPARENT,
 )
 _FUSED = (_activations.linear, _activations.relu, _activations.relu6)
 #: Operations of keras.ops that have a layer of the same meaning; the functions make `Call`s whose
@@ -143,6 +157,16 @@ class _Lowering:
         #: What a one-dimensional convolution made, before it was reshaped, by the result's id.
         self._wide: dict[int, Any] = {}
         self._kept: list[Any] = []
+        self._ways: tuple[tuple[Any, Callable[[Call, Any], Any]], ...] = (
+            (_layers.SeparableConv2D, self._separable),
+            ((_layers.Conv1D, _layers.DepthwiseConv1D), self._one_dimensional),
+            (WEIGHTED, self._weighted),
+            (_layers.Activation, lambda call, x: self._activate(call, x, call.layer.activation)),
+            (_layers.Softmax, self._softmax),
+            (_layers.ReLU, self._relu),
+            (_layers.UpSampling2D, self._enlarge),
+            (_layers.Resizing, self._resize),
+        )
 
     def rebuild(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         layer = call.layer
@@ -150,39 +174,19 @@ class _Lowering:
             raise unsupported(call, f"data_format {layer.data_format}", "channels_last")
         if not _is_kerass(layer):
             return self._inline(call, args, kwargs)
-        if type(layer).__name__ in _OPERATIONS and not isinstance(layer, keras.Layer):
+        if not isinstance(layer, keras.Layer):
             return self._operation(call, args)
-        if type(layer).__name__ in _FUNCTIONS and not isinstance(layer, keras.Layer):
-            return self._activate(call, args[0], _FUNCTIONS[type(layer).__name__])
+        if len(args) != 1:
+            raise unsupported(call, "tensors by name", "one tensor, or one list, by position")
         if isinstance(layer, ARITHMETIC):
             return self._chain(call, type(layer), args[0])
         if id(layer) in self._gone:
             return args[0]
-        if isinstance(layer, _layers.Concatenate | _layers.BatchNormalization):
+        if isinstance(layer, _COPIED):
             return self._copies.call(call, args, kwargs)
-        if len(args) != 1 or isinstance(args[0], list | tuple | dict):
-            raise unsupported(call, "call", "a layer of one tensor")
-        (x,) = args
-        if isinstance(layer, _layers.SeparableConv2D):
-            return self._separable(call, x)
-        if isinstance(layer, _layers.Conv1D | _layers.DepthwiseConv1D):
-            return self._one_dimensional(call, x)
-        if isinstance(layer, WEIGHTED):
-            return self._weighted(call, x)
-        if isinstance(layer, _layers.Activation):
-            return self._activate(call, x, layer.activation)
-        if isinstance(layer, _layers.Softmax):
-            if layer.axis not in (-1, len(x.shape) - 1):
-                raise unsupported(call, f"axis {layer.axis}", "the last axis")
-            return self._activate(call, x, _activations.softmax)
-        if isinstance(layer, _layers.ReLU):
-            return self._relu(call, x)
-        if isinstance(layer, _layers.UpSampling2D) and layer.interpolation == "nearest":
-            return self._enlarge(call, x)
-        if isinstance(layer, _layers.LeakyReLU | _layers.UpSampling2D):
-            return self._copies.call(call, args, kwargs)
-        if isinstance(layer, (*MOVING, *AVERAGING, *MEANS, *TRANSPARENT)):
-            return self._copies.call(call, args, kwargs)
+        for kinds, lower in self._ways:
+            if isinstance(layer, kinds):
+                return lower(call, *args)
         raise unsupported(call)
 
     def _make(self, call: Call, suffix: str, kind: Any, **options: Any) -> Any:
@@ -311,12 +315,27 @@ class _Lowering:
             "linear, relu, relu6, leaky_relu, sigmoid, tanh, silu, softmax",
         )
 
+    def _softmax(self, call: Call, x: Any) -> Any:
+        if call.layer.axis not in (-1, len(x.shape) - 1):
+            raise unsupported(call, f"axis {call.layer.axis}", "the last axis")
+        return self._activate(call, x, _activations.softmax)
+
     def _enlarge(self, call: Call, x: Any) -> Any:
-        """Repeats pixels, by one op where UpSampling2D makes five of it."""
+        if call.layer.interpolation != "nearest":
+            return self._copies.call(call, (x,), {})
+        # By one op where UpSampling2D makes five of it.
         factors = call.layer.size
         height, width = x.shape[1] * factors[0], x.shape[2] * factors[1]
         name = self._copies.unique(call.name)
         return _layers.Resizing(height, width, interpolation="nearest", name=name)(x)
+
+    def _resize(self, call: Call, x: Any) -> Any:
+        layer = call.layer
+        if layer.interpolation not in ("nearest", "bilinear"):
+            raise unsupported(call, f"interpolation {layer.interpolation}", "nearest, bilinear")
+        if layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio or layer.antialias:
+            raise unsupported(call, "an option", "interpolation, height and width alone")
+        return self._copies.call(call, (x,), {})
 
     def _relu(self, call: Call, x: Any) -> Any:
         layer = call.layer
@@ -333,10 +352,16 @@ class _Lowering:
         return self._activate(call, x, _RELUS[layer.max_value])
 
     def _operation(self, call: Call, args: tuple[Any, ...]) -> Any:
+        """Replaces an operation of ``keras.ops`` by the layer of the same meaning."""
+        name = type(call.layer).__name__
+        if name in _FUNCTIONS:
+            return self._activate(call, args[0], _FUNCTIONS[name])
+        if name not in _OPERATIONS:
+            raise unsupported(call)
         tensors = [each for each in args if isinstance(each, keras.KerasTensor)]
         if len(tensors) != 2:
             raise unsupported(call, "an argument that is not computed", "two tensors")
-        return self._chain(call, _OPERATIONS[type(call.layer).__name__], tensors)
+        return self._chain(call, _OPERATIONS[name], tensors)
 
     def _chain(self, call: Call, kind: Any, tensors: list[Any]) -> Any:
         """Combines any number of tensors two by two, as the int8 operators do."""

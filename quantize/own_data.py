@@ -62,6 +62,18 @@ class ModelShape:
         return size if size is not None and size > 1 else None
 
 
+def read_shape(summary: Mapping[str, Any]) -> ModelShape:
+    """Returns what a model takes and gives, in the order of the quantized file.
+
+    Args:
+        summary: What stands in ``quantize.json``.
+    """
+    return ModelShape(
+        {port["name"]: tuple(port["shape"][1:]) for port in summary["inputs"]},
+        tuple(tuple(port["shape"][1:]) for port in summary["outputs"]),
+    )
+
+
 @dataclass(frozen=True)
 class Part:
     """Some samples.
@@ -106,11 +118,11 @@ class OwnData:
 
 @dataclass(frozen=True)
 class Archive:
-    """The arrays of an ``.npz`` file, checked as far as they can be without the model.
+    """The arrays of an ``.npz`` file.
 
     Attributes:
         path: The file.
-        arrays: Key to array; samples are float32 and finite, labels int64.
+        arrays: Key to array.
     """
 
     path: Path
@@ -124,29 +136,24 @@ class Archive:
         """
         keys = _keys(self, shape)
         train = self._part(keys, _LABELS)
+        self._check_part(train, shape, "")
         test_keys = {name: key + _TEST for name, key in keys.items()}
-        there = [key for key in test_keys.values() if key in self.arrays]
-        for part, suffix in (
-            (train, ""),
-            *([(self._part(test_keys, _LABELS + _TEST), _TEST)] if there else []),
-        ):
-            self._check_part(part, shape, suffix)
-        if not there:
-            if f"{_LABELS}{_TEST}" in self.arrays:
-                raise self._missing(next(iter(test_keys.values())), "y_test belongs to it")
+        if not any(key in self.arrays for key in (*test_keys.values(), _LABELS + _TEST)):
             return _hold_out(train, self.path)
         test = self._part(test_keys, _LABELS + _TEST)
+        self._check_part(test, shape, _TEST)
         if train.y is not None and test.y is None:
-            raise self._missing("y_test", "y has labels, and x_test needs them too")
-        return OwnData(
-            train, test, _split_of("the file's own test part", 0, len(train), np.arange(len(test)))
-        )
+            raise self._missing(_LABELS + _TEST, "the other samples have labels")
+        split = _split_of("the file's own test part", 0, len(train), np.arange(len(test)))
+        return OwnData(train, test, split)
 
     def _part(self, keys: Mapping[str, str], labels: str) -> Part:
         for key in keys.values():
             if key not in self.arrays:
                 raise self._missing(key)
-        return Part({name: self.arrays[key] for name, key in keys.items()}, self.arrays.get(labels))
+        x = {name: _check_samples(key, self.arrays[key], self.path) for name, key in keys.items()}
+        y = self.arrays.get(labels)
+        return Part(x, None if y is None else _check_labels(labels, y, self.path))
 
     def _missing(self, key: str, hint: str = "") -> BadInputError:
         return BadInputError(
@@ -228,7 +235,7 @@ def read_archive(path: Path) -> Archive:
             an array that cannot be used.
     """
     data = read_input_file(path)
-    if not zipfile.is_zipfile(io.BytesIO(data)):
+    if not _is_npz(data):
         raise BadInputError(
             "is not an .npz file", where=path, hint="write it with numpy.savez(path, x=…, y=…)"
         )
@@ -236,7 +243,7 @@ def read_archive(path: Path) -> Archive:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             for key in archive.files:
-                arrays[key] = archive[key]
+                arrays[key] = np.asarray(archive[key])
     except Exception as error:  # zipfile, zlib and numpy each have their own
         pickled = "allow_pickle" in str(error)
         raise BadInputError(
@@ -245,14 +252,18 @@ def read_archive(path: Path) -> Archive:
             got="" if pickled else error,
             hint="store plain arrays of numbers" if pickled else "write it anew",
         ) from None
-    return Archive(path, {key: _check_array(key, value, path) for key, value in arrays.items()})
+    return Archive(path, arrays)
 
 
-def _check_array(key: str, array: object, path: Path) -> Array:
-    if not isinstance(array, np.ndarray):
-        raise BadInputError(f"'{key}' is not an array", where=path, allowed="arrays of numbers")
-    if key.removesuffix(_TEST) == _LABELS:
-        return _check_label_array(key, array, path)
+def _is_npz(data: bytes) -> bool:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return all(name.endswith(".npy") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
+def _check_samples(key: str, array: Array, path: Path) -> Array:
     if array.dtype != np.float32:
         raise BadInputError(
             f"'{key}' has the wrong type",
@@ -288,7 +299,7 @@ def _how_to_convert(key: str, dtype: np.dtype[Any]) -> str:
     return f"write the file anew with {key}.astype('float32')"
 
 
-def _check_label_array(key: str, labels: Array, path: Path) -> Labels:
+def _check_labels(key: str, labels: Array, path: Path) -> Labels:
     if labels.dtype.kind not in "iu":
         raise BadInputError(
             f"'{key}' does not hold integers",

@@ -145,7 +145,7 @@ def signature_names(model: Any) -> tuple[list[str], list[str]]:
     """Returns the names of inputs and outputs in the signature that Keras exports, in order."""
     outputs = model.output
     names = (
-        list(outputs)
+        sorted(outputs)  # As Keras flattens them.
         if isinstance(outputs, Mapping)
         else [f"output_{number}" for number in range(len(model.outputs))]
     )

@@ -118,7 +118,7 @@ class _Planner:
             self.start(value, call.name, fixed[0] >= 0, fixed)
         elif isinstance(layer, _layers.Concatenate):
             self._join(call, value)
-        elif isinstance(layer, (_layers.UpSampling2D, *lowering.AVERAGING)):
+        elif isinstance(layer, lowering.AVERAGING):
             self._keep(taken, value)
             if value in self._groups:
                 self._again.add(value)

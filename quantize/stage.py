@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ from edgekiln.quantize.qat_convert import convert_qat
 from edgekiln.quantize.variants import Step, Variant
 from edgekiln.train.datasets import Dataset, load_dataset
 from edgekiln.train.kept import kept_file, read_history, unpack_model
-from edgekiln.train.loop import accuracy
+from edgekiln.train.loop import accuracy, predict_classes
 from edgekiln.train.model_file import read_model, write_model
 from edgekiln.train.quiet_keras import keras
 from edgekiln.train.recipe import Recipe
@@ -34,6 +35,7 @@ PRUNED_NAME = "pruned.keras"
 FLOAT_NAME = "float.tflite"
 INT8_NAME = "int8.tflite"
 SUMMARY_NAME = "quantize.json"
+PREDICTIONS_NAME = "predictions.npz"
 
 _REPRESENTATIVE_SAMPLES = 200
 
@@ -48,8 +50,9 @@ def quantize_recipe(
 ) -> None:
     """Prunes and quantizes a trained model, and measures what each step cost.
 
-    Writes ``float.tflite``, ``int8.tflite``, ``quantize.json`` and, where something is pruned,
-    ``pruned.keras`` into ``directory``; shows the table of accuracies.
+    Writes ``float.tflite``, ``int8.tflite``, ``quantize.json``, ``predictions.npz`` (the class
+    that each Keras model finds for each sample of the test set, int16 [N]) and, where something
+    is pruned, ``pruned.keras`` into ``directory``; shows the table of accuracies.
 
     Args:
         recipe: Says on which data, and how to prune.
@@ -67,7 +70,7 @@ def quantize_recipe(
     dataset = load_dataset(recipe.dataset)
     model = read_model(model_path)
     _check_fits(model, dataset, model_path)
-    float_accuracy = accuracy(model, dataset.x_test, dataset.y_test)
+    predictions = {"float": predict_classes(model, dataset.x_test)}
     representative = choose_representative(dataset)
     made = _compress(model, recipe, variant, dataset, anew=anew)
     if made.model is not None:
@@ -78,6 +81,9 @@ def quantize_recipe(
         files.write_bytes(directory / INT8_NAME, made.int8)
     else:
         convert_int8(model_path, representative, directory / INT8_NAME)
+    if made.model is not None:
+        predictions["pruned"] = predict_classes(model, dataset.x_test)
+    files.write_bytes(directory / PREDICTIONS_NAME, _pack(predictions))
     int8 = (directory / INT8_NAME).read_bytes()
     kernels = litert.choose_kernels(count_macs(model), len(dataset.y_test))
     summary = {
@@ -87,7 +93,7 @@ def quantize_recipe(
         "dataset": dataset.name,
         "split": asdict(dataset.split),
         "accuracy": {
-            "float": float_accuracy,
+            "float": _share(predictions["float"], dataset),
             "pruned": made.accuracy,
             "int8_host": litert.measure_accuracy(
                 int8, dataset.x_test, dataset.y_test, INT8_NAME, kernels
@@ -160,6 +166,17 @@ def _read_kept(path: Path) -> _Made:
 def variant_name(recipe: Recipe, variant: Variant) -> str:
     """Returns the name of a variant's model."""
     return f"{recipe.name}_{variant.name}"
+
+
+def _share(classes: npt.NDArray[np.int64], dataset: Dataset) -> float:
+    return float(np.mean(classes == dataset.y_test))
+
+
+def _pack(arrays: Mapping[str, npt.NDArray[np.int64]]) -> bytes:
+    stream = io.BytesIO()
+    narrow: dict[str, Any] = {name: array.astype(np.int16) for name, array in arrays.items()}
+    np.savez_compressed(stream, **narrow)
+    return stream.getvalue()
 
 
 def choose_representative(dataset: Dataset) -> npt.NDArray[np.float32]:

@@ -10,11 +10,13 @@ TRANSPOSE_CONV, one to a byte as INT8 with the 4-bit scale, which computes the s
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import flatbuffers
 import numpy as np
 import numpy.typing as npt
 import tflite
@@ -127,12 +129,13 @@ class TfliteRewriter:
         kernel, bias = self._tensor(linear, _KERNEL_INPUT), self._tensor(linear, bias_input)
         input_scale = float(self._tensor(linear, operand).quantization.scale[0])
         lowest, highest = _INT4_RANGE if weights.bits == 4 else _INT8_RANGE
-        if tuple(kernel.shape) != codes.shape or codes.min() < lowest or codes.max() > highest:
+        shape = tuple(int(size) for size in kernel.shape)
+        if shape != codes.shape or codes.min() < lowest or codes.max() > highest:
             raise BadModelError(
                 "weights do not fit",
                 where=f"{self._where}: node {linear.index} {linear.name}",
                 got=f"{codes.shape}, codes {codes.min()} to {codes.max()}",
-                allowed=f"{tuple(kernel.shape)}, codes {lowest} to {highest}",
+                allowed=f"{shape}, codes {lowest} to {highest}",
             )
         if weights.bits == 4 and int4_version is not None:
             kernel.type = tflite.TensorType.INT4
@@ -182,10 +185,10 @@ class TfliteRewriter:
     def to_bytes(self) -> bytes:
         """Returns the changed file."""
         self._drop_unused_buffers()
-        self._model.buffers = [_AlignedBuffer(self._schema, each) for each in self._model.buffers]
-        flatbuffers = importlib.import_module("flatbuffers")
+        model = copy.copy(self._model)
+        model.buffers = [_AlignedBuffer(self._schema, each) for each in model.buffers]
         builder = flatbuffers.Builder(1024)
-        builder.Finish(self._model.Pack(builder), b"TFL3")
+        builder.Finish(model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
 
     def _tensor(self, linear: LinearOperator, position: int) -> Any:

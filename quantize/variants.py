@@ -12,21 +12,17 @@ from edgekiln.train.recipe import PruningPlan
 
 @dataclass(frozen=True)
 class ChannelStep:
-    """Channels are removed, the least important of the whole model first.
+    """Channels are removed, of every layer the same share, so that MACs and bytes fall alike.
 
     Attributes:
         macs_ratio: Share of the multiply-accumulate steps that is left, in (0, 1).
-        rounds: Rounds of pruning and fine-tuning.
-        epochs: Epochs of fine-tuning after each round but the last.
-        final_epochs: Epochs after the last round.
-        learning_rate: Learning rate at the start of each round.
+        epochs: Epochs of fine-tuning.
+        learning_rate: Learning rate at the start.
         importance: How channels are ranked, as `ChannelPruning` knows it.
     """
 
     macs_ratio: float
-    rounds: int
     epochs: int
-    final_epochs: int
     learning_rate: float
     importance: Literal["l1", "bn_scale", "taylor"] = "taylor"
 
@@ -65,7 +61,26 @@ class QatStep:
     weight_scale: Literal["max", "lsq"] = "lsq"
 
 
-Step = PruningPlan | ChannelStep | ClusteringStep | QatStep
+@dataclass(frozen=True)
+class PtqStep:
+    """The model is quantized without training, by other choices than the usual ones; the last step.
+
+    Attributes:
+        weight_bits: As in `PtqConfig`.
+        calibration: As in `PtqConfig`.
+        weight_range: As in `PtqConfig`.
+        equalize: As in `PtqConfig`.
+        bias_correction: As in `PtqConfig`.
+    """
+
+    weight_bits: int = 8
+    calibration: str = "minmax"
+    weight_range: Literal["max", "mse"] = "max"
+    equalize: bool = False
+    bias_correction: bool = False
+
+
+Step = PruningPlan | ChannelStep | ClusteringStep | QatStep | PtqStep
 
 
 @dataclass(frozen=True)
@@ -82,15 +97,44 @@ class Variant:
     description: str
     steps: tuple[Step, ...]
 
+    @property
+    def is_pruned(self) -> bool:
+        """Whether weights or channels are removed."""
+        return any(isinstance(step, PruningPlan | ChannelStep) for step in self.steps)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether making it takes training, so that the result is kept."""
+        return any(not isinstance(step, PtqStep) for step in self.steps)
+
+
+_FOUR_BITS = (
+    Variant(
+        "ptq_w4",
+        "4-bit weights without training",
+        (PtqStep(weight_bits=4),),
+    ),
+    Variant(
+        "ptq_w4_repaired",
+        "4-bit weights without training: clipped, equalized, biases corrected",
+        (PtqStep(4, "mse", "mse", equalize=True, bias_correction=True),),
+    ),
+    Variant(
+        "qat_w4",
+        "4-bit weights, trained with them",
+        (QatStep(weight_bits=4, epochs=4, learning_rate=5e-4),),
+    ),
+)
+
+_PRUNED_80 = Variant(
+    "pruned_80",
+    "four fifths of the weights are zero",
+    (PruningPlan(sparsity=0.8, epochs=10, ramp_epochs=5, learning_rate=5e-4),),
+)
 
 VARIANTS: dict[str, tuple[Variant, ...]] = {
-    "mnist_mlp_512": (
-        Variant(
-            "pruned_80",
-            "four fifths of the weights are zero",
-            (PruningPlan(sparsity=0.8, epochs=10, ramp_epochs=5, learning_rate=5e-4),),
-        ),
-    ),
+    "mnist_mlp_100": (_PRUNED_80,),
+    "mnist_mlp_512": (_PRUNED_80,),
     "lenet5": (
         Variant(
             "pruned_2_4",
@@ -116,27 +160,24 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
         Variant(
             "channels_50",
             "channels removed, with them half of the MACs",
-            (ChannelStep(0.5, rounds=2, epochs=1, final_epochs=5, learning_rate=7e-4),),
+            (ChannelStep(0.5, epochs=6, learning_rate=7e-4),),
         ),
     ),
     "ds_cnn": (
         Variant(
-            "qat_w4",
-            "4-bit weights, trained with them",
-            (QatStep(weight_bits=4, epochs=4, learning_rate=5e-4),),
+            "channels_50",
+            "channels removed, with them half of the MACs",
+            (ChannelStep(0.5, epochs=8, learning_rate=2e-3),),
         ),
+        *_FOUR_BITS,
     ),
     "resnet8": (
         Variant(
             "channels_50",
             "channels removed, with them half of the MACs",
-            (ChannelStep(0.5, rounds=2, epochs=1, final_epochs=6, learning_rate=2e-3),),
+            (ChannelStep(0.5, epochs=14, learning_rate=4e-3),),
         ),
-        Variant(
-            "qat_w4",
-            "4-bit weights, trained with them",
-            (QatStep(weight_bits=4, epochs=4, learning_rate=5e-4),),
-        ),
+        *_FOUR_BITS,
     ),
 }
 """Variants by the recipe's name."""
@@ -145,6 +186,19 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
 def variants_of(recipe: str) -> tuple[Variant, ...]:
     """Returns the variants of a recipe."""
     return VARIANTS.get(recipe, ())
+
+
+def find_variant(model: str) -> tuple[str, Variant] | None:
+    """Returns the recipe's name and the variant that ``<recipe>_<variant>`` means, or None."""
+    return next(
+        (
+            (recipe, variant)
+            for recipe, variants in VARIANTS.items()
+            for variant in variants
+            if model == f"{recipe}_{variant.name}"
+        ),
+        None,
+    )
 
 
 def load_variant(recipe: str, name: str) -> Variant:

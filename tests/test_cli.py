@@ -29,7 +29,7 @@ COMMANDS = (
         "bench",
         "report",
     ),
-    *("models", "boards", "supported-ops", "doctor"),
+    *("models", "zoo", "boards", "supported-ops", "doctor"),
 )
 
 FLOAT32 = 0

@@ -91,6 +91,28 @@ def test_what_the_user_typed_arrives_unread(tree: Path, value: str, way: str) ->
     assert not (tree / "pwned").exists()
 
 
+@pytest.mark.parametrize("target", ["deploy", "flash", "bench"])
+def test_data_for_a_keras_model(tree: Path, target: str) -> None:
+    result = run_make(tree, [target, "MODEL=m.keras", "DATA=x.npz"], {})
+    assert (result.returncode, result.stderr) == (0, "")
+    assert recorded(tree) == [
+        *(target, "--board", "mps2-an386", "--data", "x.npz", "--", "m.keras")
+    ]
+
+
+def test_data_of_the_environment_mean_something_else(tree: Path) -> None:
+    assert run_make(tree, ["deploy"], {"DATA": "/data"}).returncode == 0
+    assert "--data" not in recorded(tree)
+
+
+@pytest.mark.parametrize("value", NASTY)
+def test_data_arrive_unread(tree: Path, value: str) -> None:
+    result = run_make(tree, ["deploy", f"DATA={value}"], {})
+    assert result.returncode == 0, result.stderr
+    assert recorded(tree)[3:5] == ["--data", value]
+    assert not (tree / "pwned").exists()
+
+
 def test_a_failing_set_up_stops_the_target(tree: Path) -> None:
     write_program(tree / "scripts" / "setup", "exit 3")
     assert run_make(tree, ["deploy"], {}).returncode != 0

@@ -224,9 +224,10 @@ class TestWhatModelMeans:
             ("digits_cn", "did you mean digits_cnn"),
             ("", "no such recipe"),
             ("missing.tflite", "missing.tflite: no such file"),
-            ("model.keras", "allowed: a recipe or a .tflite file"),
-            ("model.h5", "allowed: a recipe or a .tflite file"),
-            (".", "allowed: a recipe or a .tflite file"),
+            ("model.keras", "model.keras: no such file"),
+            ("model.h5", "model.h5: no such file"),
+            ("model.onnx", "model.onnx: not a model .*; allowed: a recipe, a .keras or .h5"),
+            (".", "allowed: a recipe, a .keras or .h5 file, a SavedModel directory"),
         ],
     )
     def test_neither(self, tmp_path: Path, name: str, message: str) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekiln import console, files
-from edgekiln.errors import CheckFailedError
+from edgekiln.errors import BadInputError, CheckFailedError
 from edgekiln.train.augment import augment, distort
 from edgekiln.train.datasets import Dataset, Images, Labels, load_dataset
+from edgekiln.train.kept import kept_file, read_history, unpack_model
 from edgekiln.train.model_file import write_model
 from edgekiln.train.progress import EpochProgress
 from edgekiln.train.quiet_keras import keras, tensorflow
@@ -69,6 +70,20 @@ def train_recipe(recipe: Recipe, directory: Path) -> None:
     }
     write_model(model, directory / MODEL_NAME)
     files.write_json(directory / HISTORY_NAME, history)
+
+
+def restore_recipe(recipe: Recipe, directory: Path) -> None:
+    """Writes what `train_recipe` writes, from the model that is kept with the project.
+
+    Raises:
+        BadInputError: None is kept, or the directory cannot be written.
+        BadModelError: The kept file is damaged.
+    """
+    kept = kept_file(recipe.name)
+    if kept is None:
+        raise BadInputError("no trained model is kept", where=recipe.name)
+    write_model(unpack_model(files.read_input_file(kept), kept), directory / MODEL_NAME)
+    files.write_json(directory / HISTORY_NAME, read_history(recipe.name))
 
 
 def _require_accuracy(recipe: Recipe, test_accuracy: float) -> None:
@@ -199,10 +214,16 @@ def steps_per_epoch(recipe: Recipe, dataset: Dataset) -> int:
     return math.ceil(len(dataset.x_train) * (1 + copies) / recipe.batch_size)
 
 
+def predict_classes(model: Any, images: Images) -> Labels:
+    """Returns the class that a Keras model finds for each of ``images`` (float32 [N, ...])."""
+    outputs = model.predict(images, batch_size=256, verbose=0)
+    classes: Labels = np.argmax(outputs, axis=-1).astype(np.int64)
+    return classes
+
+
 def accuracy(model: Any, images: Images, labels: Labels) -> float:
     """Returns the share of ``images`` (float32 [N, ...]) whose class the Keras model finds."""
-    outputs = model.predict(images, batch_size=256, verbose=0)
-    return float(np.mean(np.argmax(outputs, axis=-1) == labels))
+    return float(np.mean(predict_classes(model, images) == labels))
 
 
 def _epochs(history: dict[str, list[float]], recipe: Recipe) -> list[dict[str, float]]:

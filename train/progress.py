@@ -26,10 +26,9 @@ class EpochProgress(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ha
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Called by Keras after each epoch, counted from 0."""
         logs = logs or {}
-        note = (
-            f"loss {logs.get('loss', 0.0):.4f}  "
-            f"validation {100 * logs.get('val_accuracy', 0.0):.1f} %"
-        )
+        note = f"loss {logs.get('loss', 0.0):.4f}"
+        if "val_accuracy" in logs:
+            note += f"  validation {100 * logs['val_accuracy']:.1f} %"
         self._bar.update(self._task, completed=epoch + 1, note=note)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:

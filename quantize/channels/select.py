@@ -73,7 +73,7 @@ class Chooser:
             order: Which group gives up the next step: ``importance``: the one in which its
                 channels' mean importance is least; ``importance_per_cost``: the sum of their
                 importances divided by what the step saves at that point; ``share``: the one
-                with the largest share of its channels left.
+                with the largest share of its channels left after it.
 
         Raises:
             NothingToRemoveError: The target cannot be reached.
@@ -115,9 +115,9 @@ class Chooser:
 
     def _priority(self, place: int, counts: list[int], costs: Costs, order: Order) -> float:
         channels = self._orders[place]
-        if order == "share":
-            return -counts[place] / len(channels)
         after = self._next(place, counts[place])
+        if order == "share":
+            return -after / len(channels)
         going = self._scores[channels[len(channels) - counts[place] : len(channels) - after]]
         if order == "importance":
             return float(np.mean(going))

@@ -302,15 +302,15 @@ def test_all_state_is_saved(tmp_path: Path) -> None:
 
 
 def test_options_that_make_no_sense() -> None:
-    with pytest.raises(BadInputError, match="^here: bits; got 4; allowed: 8 or 16$"):
+    with pytest.raises(BadInputError, match=r"^here: bits; got 4; allowed: 8 or 16$"):
         quantizer(bits=4)
     with pytest.raises(
-        BadInputError, match="^here: activation quantizer: ranges; got 'fixed' with"
+        BadInputError, match=r"^here: activation quantizer: ranges; got 'fixed' with"
     ):
         quantizer(ranges="fixed")
-    with pytest.raises(BadInputError, match="^d: bits; got 2; allowed: 4 or 8$"):
+    with pytest.raises(BadInputError, match=r"^d: bits; got 2; allowed: 4 or 8$"):
         QuantizedDense(3, name="d", weight_bits=2)
-    with pytest.raises(BadInputError, match="^d: weight_scale; got min; allowed: 'max' or 'lsq'$"):
+    with pytest.raises(BadInputError, match=r"^d: weight_scale; got min; allowed: 'max' or 'lsq'$"):
         QuantizedDense(3, name="d", weight_scale="min")
-    with pytest.raises(BadInputError, match="^dense: set_weight_scales; got weight_scale 'max'"):
+    with pytest.raises(BadInputError, match=r"^dense: set_weight_scales; got weight_scale 'max'"):
         kernel_layer("dense").set_weight_scales(np.ones(6))

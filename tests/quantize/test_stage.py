@@ -46,7 +46,7 @@ def test_what_the_stage_writes(
     quantize_recipe(RECIPE, trained, tmp_path)
     assert trained.read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("pruned.keras", "float.tflite", "int8.tflite", "quantize.json")
+        *("pruned.keras", "float.tflite", "int8.tflite", "quantize.json", "predictions.npz")
     }
     out, err = capfd.readouterr()
     assert out == ""

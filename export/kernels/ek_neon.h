@@ -1,0 +1,127 @@
+/* What the kernels for aarch64 share: fixed-point arithmetic on four channels, copies.
+ *
+ * A table that belongs to channels (bias, multiplier, shift) has zeros up to a multiple of four.
+ */
+#ifndef EK_NEON_H
+#define EK_NEON_H
+
+#include <arm_neon.h>
+
+#include "ek_common.h"
+
+/* How accumulators become outputs.
+ *
+ * bias, multiplier, shift  int32, one per channel
+ * shifts_left              whether any shift is positive
+ */
+typedef struct {
+    const int32_t *bias;
+    const int32_t *multiplier;
+    const int32_t *shift;
+    int32_t shifts_left;
+    int32_t zero_point;
+    int32_t low;
+    int32_t high;
+} ek_output_neon;
+
+/* ek_scale of four accumulators. SQRDMULH is ek_doubling_high_mul. SRSHL rounds halves up:
+ * one less where a negative number is shifted to the right, and they go away from zero. */
+static EK_INLINE int32x4_t ek_scale_neon(int32x4_t acc, int32x4_t multiplier, int32x4_t shift,
+                                         int32_t shifts_left)
+{
+    const int32x4_t zero = vdupq_n_s32(0);
+    int32x4_t scaled = acc;
+    int32x4_t right = shift;
+    if (shifts_left) {
+        scaled = vshlq_s32(scaled, vmaxq_s32(shift, zero));
+        right = vminq_s32(shift, zero);
+    }
+    scaled = vqrdmulhq_s32(scaled, multiplier);
+    scaled = vsraq_n_s32(scaled, vandq_s32(scaled, right), 31);
+    return vrshlq_s32(scaled, right);
+}
+
+/* Scales the accumulators, bias included, of the four channels from `channel` on. */
+static EK_INLINE int32x4_t ek_scale_channels_neon(const ek_output_neon *o, int32_t channel,
+                                                  int32x4_t acc)
+{
+    return ek_scale_neon(acc, vld1q_s32(o->multiplier + channel), vld1q_s32(o->shift + channel),
+                         o->shifts_left);
+}
+
+/* Adds the zero point to eight scaled accumulators, with saturation to 16 bits: what lies beyond
+ * them is beyond 8 bits too. */
+static EK_INLINE int16x8_t ek_add_zero_point_neon(const ek_output_neon *o, int32x4_t a,
+                                                  int32x4_t b)
+{
+    const int16x8_t both = vqmovn_high_s32(vqmovn_s32(a), b);
+    return vqaddq_s16(both, vdupq_n_s16((int16_t)o->zero_point));
+}
+
+/* Scaled accumulators to outputs. */
+static EK_INLINE int8x8_t ek_narrow_8_neon(const ek_output_neon *o, int32x4_t a, int32x4_t b)
+{
+    const int8x8_t codes = vqmovn_s16(ek_add_zero_point_neon(o, a, b));
+    return vmin_s8(vmax_s8(codes, vdup_n_s8((int8_t)o->low)), vdup_n_s8((int8_t)o->high));
+}
+
+static EK_INLINE int8x16_t ek_narrow_16_neon(const ek_output_neon *o, int32x4_t a, int32x4_t b,
+                                             int32x4_t c, int32x4_t d)
+{
+    const int8x8_t first = vqmovn_s16(ek_add_zero_point_neon(o, a, b));
+    const int8x16_t codes = vqmovn_high_s16(first, ek_add_zero_point_neon(o, c, d));
+    return vminq_s8(vmaxq_s8(codes, vdupq_n_s8((int8_t)o->low)), vdupq_n_s8((int8_t)o->high));
+}
+
+/* Writes the first `count` bytes of a word, at most four. */
+static EK_INLINE void ek_store_word_neon(int8_t *to, uint32_t word, int32_t count)
+{
+    if (count >= 4) {
+        memcpy(to, &word, 4);
+        return;
+    }
+    for (int32_t i = 0; i < count; ++i) {
+        to[i] = (int8_t)(uint8_t)(word >> (8 * i) & 0xFFu);
+    }
+}
+
+/* Copies bytes that do not overlap, and nothing beyond them; returns where `to` goes on. */
+static EK_INLINE int8_t *ek_copy_neon(int8_t *to, const int8_t *from, int32_t bytes)
+{
+    if (bytes >= 16) {
+        for (int32_t i = 0; i + 16 <= bytes; i += 16) {
+            vst1q_s8(to + i, vld1q_s8(from + i));
+        }
+        if (bytes % 16 != 0) {
+            vst1q_s8(to + bytes - 16, vld1q_s8(from + bytes - 16));
+        }
+    } else if (bytes >= 8) {
+        const int8x8_t head = vld1_s8(from);
+        const int8x8_t tail = vld1_s8(from + bytes - 8);
+        vst1_s8(to, head);
+        vst1_s8(to + bytes - 8, tail);
+    } else if (bytes >= 4) {
+        uint32_t head;
+        uint32_t tail;
+        memcpy(&head, from, 4);
+        memcpy(&tail, from + bytes - 4, 4);
+        memcpy(to, &head, 4);
+        memcpy(to + bytes - 4, &tail, 4);
+    } else {
+        for (int32_t i = 0; i < bytes; ++i) {
+            to[i] = from[i];
+        }
+    }
+    return to + bytes;
+}
+
+/* Fills bytes with one value; returns where `to` goes on. */
+static EK_INLINE int8_t *ek_fill_neon(int8_t *to, int32_t value, int32_t bytes)
+{
+    if (bytes > 0) {
+        memset(to, value, (size_t)bytes);
+    }
+    return to + bytes;
+}
+
+#endif

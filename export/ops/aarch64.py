@@ -1,0 +1,370 @@
+"""Kernels for aarch64 (NEON, and SDOT where the core has it), and their weights' layout.
+
+Each is one more `Kernel` of an operator: it computes the same bytes as the generic one, and
+is chosen where it accepts the node and its estimated cost is lower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekiln.export.ir import DType, Graph
+from edgekiln.export.ops.activation import Activation, activation_range
+from edgekiln.export.ops.base import (
+    Array,
+    Kernel,
+    KernelCall,
+    Op,
+    Overlap,
+    Overlaps,
+    Scratch,
+    as_int64,
+)
+from edgekiln.export.ops.conv_2d import Conv2D, is_pointwise
+from edgekiln.export.ops.convolution import bias_and_input_offset, per_channel_requantization
+from edgekiln.export.ops.depthwise_conv_2d import DepthwiseConv2D
+from edgekiln.export.ops.windows import window_overlap, window_scalars, windows_read_padding
+
+_NEON = frozenset({"neon"})
+_DOTPROD = frozenset({"neon", "dotprod"})
+_ROWS = 4
+"""Rows at a time, EK_ROWS_NEON of the kernels."""
+
+_CHANNELS = 4
+"""Tables of channels have zeros up to a multiple of it."""
+
+
+# ---- Weights ----
+
+
+def _padded(matrix: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Pads ``[channels, inputs]`` with zeros to multiples of 4 channels and 16 inputs."""
+    channels, inputs = matrix.shape
+    return np.pad(matrix, ((0, -channels % _CHANNELS), (0, -inputs % 16))).astype(np.int8)
+
+
+def pack_rows_of_16(matrix: NDArray[np.int64]) -> Array:
+    """Packs ``[channels, inputs]`` int8 weights for the plain product of ``ek_matmul_neon.h``.
+
+    Returns:
+        int8, 1-D: [channels / 4, inputs / 16, 4 channels, 16 inputs].
+    """
+    padded = _padded(matrix)
+    blocks = padded.reshape(padded.shape[0] // 4, 4, padded.shape[1] // 16, 16)
+    return np.ascontiguousarray(blocks.transpose(0, 2, 1, 3)).reshape(-1)
+
+
+def pack_quads(matrix: NDArray[np.int64]) -> Array:
+    """Packs ``[channels, inputs]`` int8 weights for the product with SDOT.
+
+    Returns:
+        int8, 1-D: blocks of 16 channels, then of 4, each [inputs / 16, channels of the block
+        / 4, 4 groups of inputs, 4 channels, 4 inputs].
+    """
+    padded = _padded(matrix)
+    whole = padded.shape[0] // 16 * 16
+    packed = [_quads(padded[:whole], 16), _quads(padded[whole:], 4)]
+    return np.concatenate(packed)
+
+
+def _quads(matrix: NDArray[np.int8], block: int) -> Array:
+    channels, inputs = matrix.shape
+    split = matrix.reshape(channels // block, block // 4, 4, inputs // 16, 4, 4)
+    return np.ascontiguousarray(split.transpose(0, 3, 1, 4, 2, 5)).reshape(-1)
+
+
+def pack_channel_blocks(matrix: NDArray[np.int64]) -> Array:
+    """Packs ``[taps, channels]`` int8 weights for ``ek_depthwise_conv_2d_neon_s8``.
+
+    Returns:
+        int8, 1-D: for every 16 channels, and the 8 that may be left, [taps, 16 or 8].
+    """
+    filters = matrix.astype(np.int8)
+    starts = range(0, filters.shape[1], 16)
+    return np.concatenate([filters[:, c : c + 16].reshape(-1) for c in starts])
+
+
+def plain_pairs_fit(matrix: NDArray[np.int64]) -> bool:
+    """Proves that the products of inputs i and i + 8 of each 16 sum up within 16 bits.
+
+    The sum leaves them only as (-128)(-128) + (-128)(-128) = 32768.
+    """
+    padded = _padded(matrix)
+    halves = padded.reshape(padded.shape[0], -1, 2, 8)
+    return not bool(((halves[:, :, 0] == -128) & (halves[:, :, 1] == -128)).any())
+
+
+def depthwise_pairs_fit(matrix: NDArray[np.int64]) -> bool:
+    """The same for any two taps of a channel; the matrix is [taps, channels]."""
+    return bool(((matrix == -128).sum(axis=0) < 2).all())
+
+
+# ---- What all of them share ----
+
+
+def _is_int8(op: Op, graph: Graph) -> bool:
+    tensors = (op.input(graph, 0), op.input(graph, 1), op.output(graph))
+    return all(tensor.dtype is DType.INT8 for tensor in tensors)
+
+
+def _output_scalars(op: Op, graph: Graph) -> dict[str, int]:
+    y = op.output(graph)
+    low, high = activation_range(getattr(op, "activation", Activation.NONE), y.q)
+    return {
+        "output_zero_point": y.q.zero_point,
+        "activation_min": low,
+        "activation_max": high,
+    }
+
+
+def _channel_tables(
+    op: Op, graph: Graph, matrix: NDArray[np.int64]
+) -> tuple[dict[str, int], dict[str, Array]]:
+    """Returns the scalar ``shifts_left``, and bias, multiplier and shift of each channel.
+
+    Args:
+        op: The operator.
+        graph: Its graph.
+        matrix: [channels, taps]; kernels read the zero point on the border, so that it is
+            part of the bias everywhere.
+    """
+    channels = matrix.shape[0]
+    bias, _ = bias_and_input_offset(op, graph, matrix, padded=False)
+    requant = per_channel_requantization(op.input(graph, 0), op.input(graph, 1), op.output(graph))
+    tables = {"bias": bias, "multiplier": requant.multipliers, "shift": requant.shifts}
+    rounded_up = {
+        name: np.pad(np.broadcast_to(table, channels), (0, -channels % _CHANNELS)).astype(np.int32)
+        for name, table in tables.items()
+    }
+    return {"shifts_left": int(requant.shifts_left)}, rounded_up
+
+
+def _product(
+    op: Op, graph: Graph, dot: bool
+) -> tuple[dict[str, int], dict[str, Array], tuple[Scratch, ...]]:
+    """Returns what every kernel built on ``ek_matmul_neon.h`` takes."""
+    rows = op.output(graph).elements // op.input(graph, 1).shape[0]
+    weights = op.input(graph, 1)
+    matrix = as_int64(weights.data).reshape(weights.shape[0], -1)
+    depth = matrix.shape[1] + -matrix.shape[1] % 16
+    scalars, tables = _channel_tables(op, graph, matrix)
+    scalars |= {
+        "depth": depth,
+        "channels": matrix.shape[0],
+        "dot": int(dot),
+        "pairs_fit": int(dot or plain_pairs_fit(matrix)),
+        **_output_scalars(op, graph),
+    }
+    filters = pack_quads(matrix) if dot else pack_rows_of_16(matrix)
+    return scalars, {"filter": filters, **tables}, (Scratch(DType.INT8, min(rows, _ROWS) * depth),)
+
+
+_SPECIALISE = ("dot", "pairs_fit", "shifts_left")
+
+_MATRIX_SCALARS = (
+    "reverse", "rows", "inputs", "depth", "channels", "dot", "pairs_fit", "shifts_left",
+    "output_zero_point", "activation_min", "activation_max",
+)  # fmt: skip
+_CONV_SCALARS = (
+    "input_height", "input_width", "input_channels", "input_zero_point", "filter_height",
+    "filter_width", "depth", "output_height", "output_width", "channels", "stride_height",
+    "stride_width", "dilation_height", "dilation_width", "pad_top", "pad_left", "dot",
+    "pairs_fit", "shifts_left", "output_zero_point", "activation_min", "activation_max",
+)  # fmt: skip
+_DEPTHWISE_SCALARS = (
+    "input_height", "input_width", "channels", "input_zero_point", "filter_height",
+    "filter_width", "output_height", "output_width", "stride_height", "stride_width",
+    "dilation_height", "dilation_width", "pad_top", "pad_left", "padded", "pairs_fit",
+    "shifts_left", "output_zero_point", "activation_min", "activation_max",
+)  # fmt: skip
+
+
+def _ordered(names: tuple[str, ...], scalars: dict[str, int]) -> dict[str, int]:
+    """Brings scalars into the order of the kernel's parameters."""
+    return {name: scalars[name] for name in names}
+
+
+# ---- FULLY_CONNECTED and 1x1 convolutions ----
+
+
+def _lower_matrix(dot: bool) -> Callable[[Op, Graph], tuple[KernelCall, ...]]:
+    def lower(op: Op, graph: Graph) -> tuple[KernelCall, ...]:
+        inputs = op.input(graph, 1).shape[-1]
+        scalars, tables, scratch = _product(op, graph, dot)
+        scalars |= {
+            "reverse": 0,
+            "rows": op.input(graph, 0).elements // inputs,
+            "inputs": inputs,
+        }
+        call = KernelCall(
+            "ek_matrix_neon_s8",
+            "ek_matrix_neon_s8.h",
+            _ordered(_MATRIX_SCALARS, scalars),
+            tables,
+            (op.inputs[0],),
+            op.outputs[0],
+            scratch=scratch,
+            specialise=_SPECIALISE,
+        )
+        return (call,)
+
+    return lower
+
+
+def _overlap_matrix(op: Op, graph: Graph) -> Overlaps:
+    """All rows of a group of four are read before one of their outputs is written.
+
+    With I inputs and O outputs a row, forwards eO <= eI must hold at the end e of each group
+    but the last; backwards bO >= bI at the beginning b of each. Both are linear.
+    """
+    weights = op.input(graph, 1)
+    inputs, outputs = weights.shape[-1], weights.shape[0]
+    rows = op.input(graph, 0).elements // inputs
+    last_begin = (rows - 1) // _ROWS * _ROWS
+    before = max(0, last_begin * (outputs - inputs))
+    after = max(0, last_begin * (inputs - outputs))
+    return {0: Overlap(before, after)}
+
+
+def _accepts_pointwise(op: Conv2D, graph: Graph) -> bool:
+    return _is_int8(op, graph) and is_pointwise(op, graph)
+
+
+def _cost_matrix(per_mac: float) -> Callable[[Op, Graph], float]:
+    return lambda op, graph: per_mac * op.macs(graph) + 2.0 * op.output(graph).elements
+
+
+# ---- Convolutions with any filter ----
+
+
+def _accepts_window(op: Conv2D, graph: Graph) -> bool:
+    x, weights = op.input(graph, 0), op.input(graph, 1)
+    return _is_int8(op, graph) and x.shape[0] == 1 and weights.shape[3] == x.shape[3]
+
+
+def _window_scalars(op: Conv2D | DepthwiseConv2D, graph: Graph) -> dict[str, int]:
+    x, weights, y = op.input(graph, 0), op.input(graph, 1), op.output(graph)
+    return {
+        "input_height": x.shape[1],
+        "input_width": x.shape[2],
+        "input_zero_point": x.q.zero_point,
+        "filter_height": weights.shape[1],
+        "filter_width": weights.shape[2],
+        **window_scalars(x, y, op.windows(graph)),
+    }
+
+
+def _lower_window(dot: bool) -> Callable[[Conv2D, Graph], tuple[KernelCall, ...]]:
+    def lower(op: Conv2D, graph: Graph) -> tuple[KernelCall, ...]:
+        scalars, tables, scratch = _product(op, graph, dot)
+        scalars |= _window_scalars(op, graph)
+        scalars["input_channels"] = op.input(graph, 0).shape[3]
+        call = KernelCall(
+            "ek_conv_2d_neon_s8",
+            "ek_conv_2d_neon_s8.h",
+            _ordered(_CONV_SCALARS, scalars),
+            tables,
+            (op.inputs[0],),
+            op.outputs[0],
+            scratch=scratch,
+            specialise=(*_SPECIALISE, "input_channels", "filter_width", "dilation_width"),
+        )
+        return (call,)
+
+    return lower
+
+
+def _overlap_window(op: Conv2D | DepthwiseConv2D, graph: Graph) -> Overlaps:
+    return window_overlap(op, graph, op.windows(graph), channelwise=True)
+
+
+def _cost_window(per_mac: float) -> Callable[[Conv2D, Graph], float]:
+    def cost(op: Conv2D, graph: Graph) -> float:
+        taps = op.macs(graph) / op.output(graph).shape[3]
+        return per_mac * op.macs(graph) + 0.3 * taps + 2.0 * op.output(graph).elements
+
+    return cost
+
+
+# ---- Depthwise ----
+
+
+def _accepts_depthwise(op: DepthwiseConv2D, graph: Graph) -> bool:
+    x, y = op.input(graph, 0), op.output(graph)
+    return (
+        _is_int8(op, graph) and x.shape[0] == 1 and x.shape[3] % 8 == 0 and y.shape[3] == x.shape[3]
+    )
+
+
+def _lower_depthwise(op: DepthwiseConv2D, graph: Graph) -> tuple[KernelCall, ...]:
+    x, weights, y = op.input(graph, 0), op.input(graph, 1), op.output(graph)
+    taps = as_int64(weights.data).reshape(-1, weights.shape[3])
+    padded = windows_read_padding(x, y, op.windows(graph))
+    scalars, tables = _channel_tables(op, graph, taps.T)
+    scalars |= _window_scalars(op, graph) | _output_scalars(op, graph)
+    scalars |= {
+        "channels": x.shape[3],
+        "padded": int(padded),
+        "pairs_fit": int(depthwise_pairs_fit(taps)),
+    }
+    call = KernelCall(
+        "ek_depthwise_conv_2d_neon_s8",
+        "ek_depthwise_conv_2d_neon_s8.h",
+        _ordered(_DEPTHWISE_SCALARS, scalars),
+        {"filter": pack_channel_blocks(taps), **tables},
+        (x.index,),
+        y.index,
+        scratch=(Scratch(DType.INT8, taps.size if padded else 1),),
+        specialise=("filter_height", "filter_width", "padded", "pairs_fit", "shifts_left"),
+    )
+    return (call,)
+
+
+def _cost_depthwise(op: DepthwiseConv2D, graph: Graph) -> float:
+    return 0.4 * op.macs(graph) + 3.0 * op.output(graph).elements
+
+
+_PER_MAC = {False: 0.22, True: 0.09}
+
+
+def _matrix_kernel(dot: bool, accepts: Callable[..., bool]) -> Kernel:
+    return Kernel(
+        "matrix_dotprod_s8" if dot else "matrix_neon_s8",
+        _lower_matrix(dot),
+        _cost_matrix(_PER_MAC[dot]),
+        _DOTPROD if dot else _NEON,
+        accepts,
+        _overlap_matrix,
+    )
+
+
+def _window_kernel(dot: bool) -> Kernel:
+    return Kernel(
+        "conv_2d_dotprod_s8" if dot else "conv_2d_neon_s8",
+        _lower_window(dot),
+        _cost_window(_PER_MAC[dot]),
+        _DOTPROD if dot else _NEON,
+        _accepts_window,
+        _overlap_window,
+    )
+
+
+FULLY_CONNECTED = tuple(_matrix_kernel(dot, _is_int8) for dot in (False, True))
+CONV_2D = tuple(
+    kernel
+    for dot in (False, True)
+    for kernel in (_matrix_kernel(dot, _accepts_pointwise), _window_kernel(dot))
+)
+DEPTHWISE_CONV_2D = (
+    Kernel(
+        "depthwise_conv_2d_neon_s8",
+        _lower_depthwise,
+        _cost_depthwise,
+        _NEON,
+        _accepts_depthwise,
+        _overlap_window,
+    ),
+)

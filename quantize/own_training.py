@@ -1,0 +1,141 @@
+"""The further training of a model from outside: fewer channels, zeros, rounding."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from edgekiln.quantize.channels import ChannelPruning, channel_counts, count_macs, prune_channels
+from edgekiln.quantize.finetune import Teaching, pack_inputs, predict
+from edgekiln.quantize.options import Format, QuantizeOptions
+from edgekiln.quantize.own_data import ModelShape, OwnData
+from edgekiln.quantize.pruning import MagnitudePruning, measure_sparsity
+from edgekiln.quantize.qat import QatConfig, quantize_model
+from edgekiln.quantize.sparsity import PolynomialSchedule
+from edgekiln.train.loop import make_reproducible
+from edgekiln.train.quiet_keras import keras
+
+_CHANNEL_ROUNDS = 3
+_MASKS_PER_EPOCH = 10
+_RAMP_SHARE = 2 / 3
+_CALIBRATION_SAMPLES = 200
+
+
+class Trainer:
+    """A model that becomes a smaller one, step by step.
+
+    Args:
+        model: The float model. It is left as it is.
+        data: What to train on.
+        shape: What the model takes and gives.
+        options: How.
+
+    Attributes:
+        model: The model after the last step.
+    """
+
+    def __init__(
+        self, model: Any, data: OwnData, shape: ModelShape, options: QuantizeOptions
+    ) -> None:
+        self.model = model
+        self._original = model
+        self._data = data
+        self._shape = shape
+        self._options = options
+        make_reproducible(options.seed)
+        self._teaching = Teaching(model, data.train)
+
+    def accuracy(self) -> float | None:
+        """Returns the accuracy of the model as it is on the held-out samples, if it has labels."""
+        if self._data.test.y is None:
+            return None
+        (outputs,) = predict(self.model, self._data.test.x)
+        return float(np.mean(np.argmax(outputs, axis=-1) == self._data.test.y))
+
+    def sparsity(self) -> dict[str, float]:
+        """Returns the share of zeros in the kernel of each layer."""
+        return measure_sparsity(self.model)
+
+    def remove_channels(self) -> dict[str, Any]:
+        """Removes channels in rounds, with training between them; returns what was done."""
+        share = self._options.channels
+        assert share is not None
+        before, whole = channel_counts(self.model), count_macs(self.model)
+        rounds = min(_CHANNEL_ROUNDS, self._options.epochs)
+        epochs = [len(part) for part in np.array_split(range(self._options.epochs), rounds)]
+        history = []
+        for number in range(1, rounds + 1):
+            left = share ** (number / rounds) * whole / count_macs(self.model)
+            if left < 1:
+                self.model = self._without_channels(left)
+            history += self._fit(
+                f"Removing channels, round {number} of {rounds}", epochs[rounds - number]
+            )
+        return {
+            "macs_before": whole,
+            "macs": count_macs(self.model),
+            "channels_before": before,
+            "channels": channel_counts(self.model),
+            "history": history,
+        }
+
+    def _without_channels(self, left: float) -> Any:
+        train = self._data.train
+        if train.y is None:
+            return prune_channels(self.model, ChannelPruning(macs_ratio=left, importance="l1"))
+        samples = np.linspace(0, len(train) - 1, min(len(train), 512)).round().astype(np.int64)
+        few = train.take(samples)
+        return prune_channels(
+            self.model,
+            ChannelPruning(macs_ratio=left, importance="taylor"),
+            (pack_inputs(self.model, few.x), few.y),
+            self._teaching.loss,
+        )
+
+    def prune(self) -> dict[str, Any]:
+        """Makes the smallest weights zero while the model is trained; returns what was done."""
+        sparsity, epochs = self._options.sparsity, self._options.epochs
+        assert sparsity is not None
+        steps = self._teaching.steps_per_epoch
+        schedule = PolynomialSchedule(
+            final_sparsity=sparsity,
+            begin_step=0,
+            end_step=max(1, round(_RAMP_SHARE * epochs * steps)),
+            frequency=math.ceil(steps / _MASKS_PER_EPOCH),
+        )
+        pruner = MagnitudePruning(schedule)
+        if self.model is self._original:
+            self.model = _copy(self.model)
+        history = self._fit(f"Pruning to {100 * sparsity:.0f} %", epochs, pruner)
+        return {
+            "sparsity": sparsity,
+            "layers": list(pruner.pruned_layers),
+            "left_dense": pruner.left_dense,
+            "history": history,
+        }
+
+    def train_quantized(self) -> dict[str, Any]:
+        """Trains with rounded weights and activations; returns the history."""
+        narrow = self._options.scheme is Format.INT4_WEIGHTS
+        config = QatConfig(weight_bits=4 if narrow else 8, weight_scale="lsq" if narrow else "max")
+        few = self._data.representative(_CALIBRATION_SAMPLES)
+        self.model = quantize_model(self.model, config, pack_inputs(self.model, few))
+        history = self._fit("Training with rounding", self._options.epochs)
+        return {"weight_bits": config.weight_bits, "history": history}
+
+    def _fit(self, description: str, epochs: int, *callbacks: Any) -> list[dict[str, float]]:
+        return self._teaching.fit(
+            self.model,
+            epochs=epochs,
+            learning_rate=self._options.learning_rate,
+            description=description,
+            callbacks=callbacks,
+        )
+
+
+def _copy(model: Any) -> Any:
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    return copy

@@ -1,0 +1,305 @@
+"""The kernels for aarch64 under qemu-user: the bytes of the numpy definition, nothing beyond.
+
+Each example is a model with one operator, whose arena lies between pages that may not be
+touched. The five MLPerf Tiny models are compared node by node with the C of the host.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from emulated import (
+    ARCHITECTURES,
+    CLANG,
+    GCC,
+    compile_aarch64,
+    emulate,
+    node_outputs,
+    require_aarch64,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from tflite_builder import BuiltOp, BuiltTensor, activation, build_model, constant
+
+from edgekiln.bench.runners import CompiledRunner
+from edgekiln.bench.verify import random_inputs
+from edgekiln.export.compiler import compile_model, write_bundle
+from edgekiln.export.emit import read_kernels
+from edgekiln.export.interpret import run_graph
+from edgekiln.export.ops import aarch64
+
+pytestmark = pytest.mark.emulator
+
+MODELS = (
+    "image_classification/pretrainedResnet_quant",
+    "keyword_spotting/kws_ref_model",
+    "visual_wake_words/vww_96_int8",
+    "anomaly_detection/ad01_int8",
+    "streaming_wakeword/str_ww_ref_model",
+)
+EXAMPLES = settings(
+    max_examples=5, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+SCALES = st.floats(0.002, 0.3)
+ZERO_POINTS = st.sampled_from([-128, -7, 0, 5, 127])
+CLAMPS = st.sampled_from([0, 1, 2, 3])
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tools() -> None:
+    require_aarch64()
+
+
+def check_emulated(model: bytes, seed: int) -> None:
+    """Compares every output byte with the numpy definition, for random and extreme inputs."""
+    for target in ARCHITECTURES:
+        compiled = compile_model(model, name="m", target=target, optimize="time")
+        kernels = [node["kernel"] for node in compiled.report["nodes"]]
+        assert all("neon" in kernel or "dotprod" in kernel for kernel in kernels)
+        shape = compiled.graph.tensor(compiled.graph.inputs[0]).shape
+        random = np.random.default_rng(seed).integers(-128, 128, (3, *shape))
+        inputs = np.concatenate([random, np.full((1, *shape), -128), np.full((1, *shape), 127)])
+        inputs = inputs.astype(np.int8)
+        with tempfile.TemporaryDirectory() as directory:
+            found = node_outputs(compiled, inputs, Path(directory))
+        for x, got in zip(inputs, found, strict=True):
+            (want,) = run_graph(compiled.graph, [x])
+            np.testing.assert_array_equal(np.frombuffer(got, np.int8), want.reshape(-1))
+
+
+def draw_weights(draw: st.DrawFn, shape: tuple[int, ...], axis: int) -> BuiltTensor:
+    """Random codes, or the extreme ones alone; one scale, or one per channel."""
+    generator = np.random.default_rng(draw(SEEDS))
+    values = generator.integers(-128, 128, shape)
+    if draw(st.booleans()):
+        values = generator.choice([-128, -128, -128, 127], shape)
+    count = draw(st.sampled_from([1, shape[axis]]))
+    scales = [draw(st.floats(0.0005, 0.05)) for _ in range(count)]
+    return constant(values.astype(np.int8), scales, axis)
+
+
+def draw_bias(draw: st.DrawFn, channels: int) -> BuiltTensor:
+    generator = np.random.default_rng(draw(SEEDS))
+    return constant(generator.integers(-30000, 30000, channels).astype(np.int32), [0.01])
+
+
+def window_model(
+    draw: st.DrawFn, name: str, x: tuple[int, int, int], weights: BuiltTensor, channels: int
+) -> bytes:
+    """A convolution with any stride, dilation, padding and activation."""
+    stride = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    dilation = draw(st.sampled_from([(1, 1), (1, 1), (2, 1), (1, 2)]))
+    same = draw(st.booleans())
+    y = [
+        -(-size // s) if same else (size - (k - 1) * d - 1) // s + 1
+        for size, k, s, d in zip(x[:2], weights.shape[1:3], stride, dilation, strict=True)
+    ]
+    values: dict[str, Any] = {
+        "Padding": 0 if same else 1,
+        "StrideH": stride[0],
+        "StrideW": stride[1],
+        "DilationHFactor": dilation[0],
+        "DilationWFactor": dilation[1],
+        "FusedActivationFunction": draw(CLAMPS),
+    }
+    if name == "DEPTHWISE_CONV_2D":
+        values["DepthMultiplier"] = 1
+    tensors = [
+        activation((1, *x), draw(SCALES), draw(ZERO_POINTS)),
+        weights,
+        activation((1, *y, channels), draw(SCALES), draw(ZERO_POINTS)),
+        draw_bias(draw, channels),
+    ]
+    options = "Conv2DOptions" if name == "CONV_2D" else "DepthwiseConv2DOptions"
+    return build_model(tensors, [BuiltOp(name, [0, 1, 3], [2], options, values)], [0], [2])
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> bytes:
+    x = draw(st.integers(7, 9)), draw(st.integers(7, 9)), draw(st.integers(1, 20))
+    channels = draw(st.one_of(st.integers(1, 9), st.integers(10, 40)))
+    shape = (channels, draw(st.integers(1, 3)), draw(st.integers(1, 4)), x[2])
+    return window_model(draw, "CONV_2D", x, draw_weights(draw, shape, 0), channels)
+
+
+@st.composite
+def depthwise_convolutions(draw: st.DrawFn) -> bytes:
+    channels = 8 * draw(st.integers(1, 5))
+    x = draw(st.integers(7, 9)), draw(st.integers(7, 9)), channels
+    size = draw(st.sampled_from([(3, 3), (1, 1), (2, 4), (3, 1), (1, 3), (3, 2)]))
+    weights = draw_weights(draw, (1, *size, channels), 3)
+    return window_model(draw, "DEPTHWISE_CONV_2D", x, weights, channels)
+
+
+@st.composite
+def products(draw: st.DrawFn) -> bytes:
+    """FULLY_CONNECTED of one row or several, and 1x1 convolutions."""
+    depth, channels = draw(st.integers(1, 80)), draw(st.integers(1, 40))
+    rows = draw(st.sampled_from([1, 1, 3, 4, 9]))
+    pointwise = draw(st.booleans())
+    shapes = [(rows, depth), (channels, depth), (rows, channels)]
+    options, values = "FullyConnectedOptions", {"FusedActivationFunction": draw(CLAMPS)}
+    if pointwise:
+        shapes = [(1, rows, 1, depth), (channels, 1, 1, depth), (1, rows, 1, channels)]
+        options, values = "Conv2DOptions", {"Padding": 1, "StrideH": 1, "StrideW": 1, **values}
+    tensors = [
+        activation(shapes[0], draw(SCALES), draw(ZERO_POINTS)),
+        draw_weights(draw, shapes[1], 0),
+        activation(shapes[2], draw(SCALES), draw(ZERO_POINTS)),
+        draw_bias(draw, channels),
+    ]
+    name = "CONV_2D" if pointwise else "FULLY_CONNECTED"
+    return build_model(tensors, [BuiltOp(name, [0, 1, 3], [2], options, values)], [0], [2])
+
+
+@EXAMPLES
+@given(convolutions(), SEEDS)
+def test_conv_2d(model: bytes, seed: int) -> None:
+    check_emulated(model, seed)
+
+
+@EXAMPLES
+@given(depthwise_convolutions(), SEEDS)
+def test_depthwise_conv_2d(model: bytes, seed: int) -> None:
+    check_emulated(model, seed)
+
+
+@EXAMPLES
+@given(products(), SEEDS)
+def test_fully_connected_and_1x1(model: bytes, seed: int) -> None:
+    check_emulated(model, seed)
+
+
+SCALING = """
+#include <stdio.h>
+
+#include "ek_neon.h"
+
+static uint32_t state = 1;
+
+static int32_t next(void)
+{
+    state ^= state << 13;
+    state ^= state >> 17;
+    state ^= state << 5;
+    return (int32_t)state;
+}
+
+/* Of all magnitudes, the ties of a division by 2^bits among them. */
+static int32_t accumulator(int32_t bits)
+{
+    const int32_t x = next() >> (next() & 31);
+    const int32_t tie = (int32_t)(((uint32_t)x << bits) | ((uint32_t)1 << bits >> 1));
+    return next() & 1 ? (tie == INT32_MIN ? 0 : tie) : (x == INT32_MIN ? 0 : x);
+}
+
+int main(void)
+{
+    long wrong = 0;
+    for (int32_t shift = -31; shift <= 30; ++shift) {
+        for (int i = 0; i < 4000; ++i) {
+            const int32_t m = i % 4 ? (1 << 30) | (next() & 0x3FFFFFFF) : i % 8 ? 1 << 30 : 0;
+            const int32_t x = accumulator(shift < 0 ? -shift : 0);
+            const int32x4_t scaled = ek_scale_neon(vdupq_n_s32(x), vdupq_n_s32(m),
+                                                   vdupq_n_s32(shift), shift > 0);
+            wrong += vgetq_lane_s32(scaled, 2) != ek_scale(x, m, shift);
+            /* A node with left shifts has channels without one. */
+            wrong += vgetq_lane_s32(ek_scale_neon(vdupq_n_s32(x), vdupq_n_s32(m),
+                                                  vdupq_n_s32(shift), 1), 1)
+                     != ek_scale(x, m, shift);
+        }
+    }
+    printf("%ld", wrong);
+    return 0;
+}
+"""
+
+
+def test_scaling_rounds_as_the_reference_does(tmp_path: Path) -> None:
+    for name, text in read_kernels({"ek_neon.h"}).items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "scaling.c").write_text(SCALING)
+    compile_aarch64([tmp_path / "scaling.c"], tmp_path / "scaling", "-O2", "-fwrapv")
+    assert emulate(tmp_path / "scaling") == b"0"
+
+
+@pytest.mark.parametrize("target", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "compiler", [GCC, pytest.param(CLANG, marks=pytest.mark.slow)], ids=["gcc", "clang"]
+)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_node_equals_the_hosts(
+    name: str, compiler: tuple[str, ...], target: str, shared: Path, tmp_path: Path
+) -> None:
+    require_aarch64(compiler[0])
+    data = (shared / "models" / "mlperf_tiny" / f"{name}.tflite").read_bytes()
+    (inputs,) = random_inputs(data, 3, seed=4)
+    write_bundle(compile_model(data, name="m", target="host"), tmp_path / "host")
+    host = CompiledRunner(tmp_path / "host", record_nodes=True)
+    compiled = compile_model(data, name="m", target=target)
+    found = node_outputs(compiled, inputs, tmp_path, compiler=compiler)
+    for sample, got in zip(inputs, found, strict=True):
+        want = b"".join(data for _, data in host.node_outputs((sample[None],)))
+        assert got == want
+
+
+def test_sdot_kernels_run_without_the_instruction(tmp_path: Path) -> None:
+    """A bundle for aarch64-dotprod that is compiled for an older core is slow, not wrong."""
+    generator = np.random.default_rng(6)
+    tensors = [
+        activation((5, 50), 0.05, -3),
+        constant(generator.integers(-128, 128, (23, 50)).astype(np.int8), [0.01]),
+        activation((5, 23), 0.1, 4),
+    ]
+    op = BuiltOp("FULLY_CONNECTED", [0, 1], [2], "FullyConnectedOptions")
+    model = build_model(tensors, [op], [0], [2])
+    compiled = compile_model(model, name="m", target="aarch64-dotprod")
+    inputs = generator.integers(-128, 128, (2, 5, 50)).astype(np.int8)
+    found = node_outputs(compiled, inputs, tmp_path, architecture=ARCHITECTURES["aarch64"])
+    for x, got in zip(inputs, found, strict=True):
+        (want,) = run_graph(compiled.graph, [x])
+        assert got == want.tobytes()
+
+
+def unpack(packed: NDArray[np.int8], channels: int, inputs: int, dot: bool) -> NDArray[np.int8]:
+    """Reads packed weights where the kernels read them, place by place."""
+    depth = -(-inputs // 16) * 16
+    found = np.zeros((channels, inputs), np.int8)
+    whole = -(-channels // 4) * 4 // 16 * 16
+    for c in range(channels):
+        for i in range(inputs):
+            block = 16 if dot and c < whole else 4
+            start = c // block * block
+            if dot:
+                tile = (i // 16 * (block // 4) + (c - start) // 4) * 64
+                place = start * depth + tile + i % 16 // 4 * 16 + c % 4 * 4 + i % 4
+            else:
+                place = start * depth + i // 16 * 64 + c % 4 * 16 + i % 16
+            found[c, i] = packed[place]
+    return found
+
+
+@pytest.mark.parametrize(("channels", "inputs"), [(1, 1), (5, 17), (16, 32), (37, 40)])
+def test_packed_weights_hold_each_weight_once(channels: int, inputs: int) -> None:
+    matrix = np.random.default_rng(2).integers(1, 128, (channels, inputs))
+    for dot, pack in ((False, aarch64.pack_rows_of_16), (True, aarch64.pack_quads)):
+        packed = pack(matrix)
+        assert packed.size == -(-channels // 4) * 4 * -(-inputs // 16) * 16
+        assert np.count_nonzero(packed) == matrix.size
+        np.testing.assert_array_equal(unpack(packed, channels, inputs, dot), matrix)
+
+
+def test_pairs_that_leave_16_bits_are_found() -> None:
+    matrix = np.zeros((3, 20), np.int64)
+    matrix[1, [3, 4, 13, 17]] = -128
+    assert aarch64.plain_pairs_fit(matrix)
+    matrix[1, 11] = -128
+    assert not aarch64.plain_pairs_fit(matrix)
+    assert aarch64.depthwise_pairs_fit(np.array([[-128, 0], [127, -128]]))
+    assert not aarch64.depthwise_pairs_fit(np.array([[-128, 0], [-128, -128]]))
