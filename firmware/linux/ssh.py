@@ -9,13 +9,13 @@ side runs a fixed script whose arguments are quoted for the shell that sshd star
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ from edgekiln.errors import BadInputError, BoardError, ToolMissingError
 
 CONFIG_VARIABLE = "EDGEKILN_SSH_CONFIG"
 CONNECT_TIMEOUT_S = 10
+CLOSE_TIMEOUT_S = 5
+LOGIN_TIMEOUT_S = 60.0
 RUN_TIMEOUT_S = 120.0
 PUSH_TIMEOUT_S = 1800.0
 
@@ -33,6 +35,9 @@ _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 _IPV6 = re.compile(r"\[([0-9A-Fa-f:.]{2,45})\]")
 _ALLOWED = "user@name, user@name:port, a name of your ssh configuration, or [an IPv6 address]:port"
+
+# The login that the others share. It ends with this process, whatever ends that: with its stdin.
+_MASTER_SCRIPT = "echo ready; exec cat >/dev/null"
 
 # OpenSSH's own exit code, of which a script on the board makes no use.
 _SSH_FAILED = 255
@@ -162,6 +167,7 @@ class Connection:
         find_program("ssh", "openssh-client")
         self._directory = _private_directory()
         self._config = config.resolve() if config else None
+        self._master: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Connection:
         return self
@@ -176,16 +182,46 @@ class Connection:
 
     def close(self) -> None:
         """Ends the login. The connection cannot be used afterwards."""
-        if (self._directory / "control").exists():
-            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                subprocess.run(
-                    [*self._ssh(), "-O", "exit", "--", self.host.destination],
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    timeout=CONNECT_TIMEOUT_S,
-                    check=False,
-                )
+        master, self._master = self._master, None
+        if master is not None:
+            try:
+                master.communicate(timeout=CLOSE_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                master.kill()
+                master.communicate()
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    def open(self) -> None:
+        """Logs in, which every other call does when needed.
+
+        Raises:
+            BoardError: The board cannot be reached or does not let the user in.
+        """
+        if self._master is not None:
+            return
+        argv = self.command(_MASTER_SCRIPT)
+        argv[argv.index("ControlMaster=no")] = "ControlMaster=yes"
+        with (self._directory / "login").open("w+b") as log:
+            master = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, "LC_ALL": "C"},
+            )
+            watchdog = threading.Timer(LOGIN_TIMEOUT_S, master.kill)
+            watchdog.start()
+            try:
+                answer = master.stdout.readline() if master.stdout else b""
+            finally:
+                watchdog.cancel()
+            if answer == b"ready\n":
+                self._master = master
+                return
+            master.communicate()
+            log.seek(0)
+            said = log.read().decode("utf-8", errors="replace")
+        raise explain_ssh(self.host, master.returncode, said)
 
     def command(self, script: str, *arguments: str) -> list[str]:
         """Returns the argument list that runs a script on the board.
@@ -220,6 +256,7 @@ class Connection:
             BoardError: The board cannot be reached, the connection is lost, the script takes
                 too long, or it fails (and ``check`` is set).
         """
+        self.open()
         done = self._call(self.command(script, *arguments), stdin, timeout_s)
         if check and done.returncode != 0:
             raise BoardError(explain_script(done), where=self.host)
@@ -261,6 +298,7 @@ class Connection:
 
     def _rsync(self, options: Sequence[str], source: str, target: str) -> Completed:
         program = find_program("rsync", "rsync")
+        self.open()
         # rsync splits the remote shell's command at spaces by rules of its own. It gets a small
         # script instead, which also replaces the host's name, so that rsync parses no host.
         script = self._directory / "rsh"
@@ -278,9 +316,9 @@ class Connection:
             "ConnectTimeout": str(CONNECT_TIMEOUT_S),
             "ServerAliveInterval": "5",
             "ServerAliveCountMax": "3",
-            "ControlMaster": "auto",
+            "ControlMaster": "no",
             "ControlPath": str(self._directory / "control"),
-            "ControlPersist": "60",
+            "ControlPersist": "no",
             "ClearAllForwardings": "yes",
             "RemoteCommand": "none",
             "RequestTTY": "no",
@@ -305,13 +343,15 @@ class Connection:
                 env={**os.environ, "LC_ALL": "C"},
             )
         except subprocess.TimeoutExpired:
-            raise BoardError(
-                f"no answer within {timeout_s:.0f} s", where=self.host, hint="is it overloaded?"
-            ) from None
+            raise _no_answer(self.host, timeout_s) from None
         stderr = done.stderr.decode("utf-8", errors="replace")
         if done.returncode == _SSH_FAILED or done.returncode < 0:
             raise explain_ssh(self.host, done.returncode, stderr)
         return Completed(done.returncode, done.stdout, stderr)
+
+
+def _no_answer(host: Host, timeout_s: float) -> BoardError:
+    return BoardError(f"no answer within {timeout_s:.0f} s", where=host, hint="is it overloaded?")
 
 
 def find_program(name: str, package: str) -> str:

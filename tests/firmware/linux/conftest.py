@@ -65,14 +65,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory.chmod(0o700)
     for name in ("host_key", "user_key"):
         make_key(directory / name)
-    wrappers = directory / "wrappers"
+    wrappers, home = directory / "wrappers", directory / "home"
     wrappers.mkdir()
+    home.mkdir()
     port = free_port()
     (directory / "sshd_config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {directory}/host_key\n"
         f"AuthorizedKeysFile {directory}/user_key.pub\nPidFile none\nStrictModes no\nUsePAM no\n"
         "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\n"
-        f"MaxStartups 100\nSetEnv PATH={wrappers}:/usr/local/bin:/usr/bin:/bin\n"
+        # The start-up files of whoever runs the tests are not read.
+        f"MaxStartups 100\nSetEnv HOME={home} PATH={wrappers}:/usr/local/bin:/usr/bin:/bin\n"
     )
     key = (directory / "host_key.pub").read_text().split()
     (directory / "known_hosts").write_text(f"[127.0.0.1]:{port} {key[0]} {key[1]}\n")
