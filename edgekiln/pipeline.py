@@ -362,11 +362,18 @@ def check_tools(work: Work, board: Board, *, run: bool) -> None:
         run: Whether the image will be run and reported on.
 
     Raises:
+        BadInputError: The model is to be of types that run on PCs alone.
         ToolMissingError: One is missing; the message says how to get it.
     """
     from edgekiln.bench.compiled import find_host_compiler
     from edgekiln.firmware.toolchain import find_tool, install_hint
 
+    if work.given is not None and not work.given.options.is_integer:
+        raise BadInputError(
+            f"--scheme {work.given.options.scheme} is for PCs: boards have no kernels for it",
+            where=work.file or work.name,
+            allowed="int8, int16x8, int4-weights",
+        )
     extras = _RECIPE_EXTRAS if work.is_quantized_here else ()
     check_packages("board", *(("report",) if run else ()), *extras)
     find_tool(board.toolchain, "gcc")

@@ -46,7 +46,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("files")
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
-        [layers.Input((4, 4, 1)), layers.Flatten(), layers.Dense(3, activation="softmax")]
+        [
+            layers.Input((4, 4, 1)),
+            layers.Flatten(),
+            layers.Dense(3, activation="softmax", name="scores"),
+        ]
     )
     write_model(model, directory / "net.keras")
     x = np.random.default_rng(0).random((40, 4, 4, 1), np.float32)
@@ -98,12 +102,12 @@ def test_quantize_with_sensitivity(edgekiln: Call, files: Path, tmp_path: Path) 
     code, out, err = edgekiln("quantize", files / "net.keras", *arguments, "--sensitivity")
     assert code == 0, err
     assert out == f"{tmp_path / 'net' / 'quantize'}\n"
-    assert "Sensitivity: accuracy on 8 samples" in err and "dense" in err
+    assert "Sensitivity: accuracy on 8 samples" in err and "scores" in err
     report = read_report(tmp_path / "net" / "sensitivity" / "sensitivity.json")
     assert json.loads(json.dumps(report.to_json())) == json.loads(
         (tmp_path / "net" / "sensitivity" / "sensitivity.json").read_text()
     )
-    assert {"dense"} <= {each.layer for each in report.layers} and report.trained is None
+    assert {"scores"} <= {each.layer for each in report.layers} and report.trained is None
     code, out, err = edgekiln("quantize", files / "net.keras", *arguments, "--sensitivity")
     assert ": done in" not in err and "Sensitivity: accuracy on 8 samples" in err
 
@@ -164,6 +168,17 @@ class TestRefusals:
         assert (code, out) == (2, "")
         assert message in one_line(err)
         assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+    @pytest.mark.parametrize("command", ["deploy", "bench", "flash"])
+    @pytest.mark.parametrize("scheme", ["float16", "dynamic"])
+    def test_types_that_boards_have_no_kernels_for(
+        self, edgekiln: Call, files: Path, tmp_path: Path, command: str, scheme: str
+    ) -> None:
+        arguments = ("--data", files / "data.npz", "--build-dir", tmp_path, "--board", "host")
+        code, out, err = edgekiln(command, files / "net.keras", *arguments, "--scheme", scheme)
+        assert (code, out) == (2, "")
+        assert f"--scheme {scheme} is for PCs" in one_line(err)
+        assert list(tmp_path.iterdir()) == []
 
     def test_a_tflite_file_with_data(self, root: Path, tmp_path: Path) -> None:
         model = root / "tests" / "golden" / "digits_mlp_int8.tflite"

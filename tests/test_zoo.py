@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from keras_marks import KERAS
 
 from edgekiln import zoo
 from edgekiln.errors import BadInputError
-from edgekiln.quantize.variants import load_variant, variants_of
 from edgekiln.train import kept
 from edgekiln.train.registry import load_recipe
 
@@ -21,15 +19,10 @@ PROMISED = {
     "mnist_mlp_100": 0.975,
     "mnist_mlp_512": 0.984,
     "mnist_cnn": 0.9925,
-    "lenet5": 0.99,
     "resnet8": 0.92,
     "ds_cnn": 0.90,
 }
-KEPT = [
-    member
-    for member in zoo.members(())
-    if member.variant is None or load_variant(member.recipe, member.variant).is_trained
-]
+KEPT = [member for member in zoo.members(()) if kept.kept_file(member.name)]
 
 
 def page_rows(text: str) -> dict[str, list[str]]:
@@ -76,51 +69,16 @@ def test_float_accuracy(name: str) -> None:
     assert kept.read_history(name)["accuracy"]["test"] >= PROMISED[name]
 
 
-def test_what_compression_promised(root: Path) -> None:
-    """The figures that the pages in docs/ rest on."""
-    report: dict[str, Any] = json.loads((root / "docs" / "zoo.json").read_text())
-    for name, entry in report.items():
-        assert entry["accuracy_float"] >= PROMISED[name]
-        assert entry["accuracy_float"] - entry["accuracy_int8_host"] <= 0.002
-        assert entry["device_equals_host_bytes"]
-        pruned = [variant for variant in variants_of(name) if variant.is_pruned]
-        first = entry["variants"][pruned[0].name]
-        assert entry["accuracy_pruned"] == first["accuracy_pruned"]
-        assert all(variant["device_equals_host_bytes"] for variant in entry["variants"].values())
-    assert report["mnist_mlp_512"]["accuracy_int8_host"] >= 0.984
-    assert report["mnist_cnn"]["accuracy_int8_host"] >= 0.9925
-    pruned = report["mnist_mlp_512"]["variants"]["pruned_80"]
-    assert pruned["accuracy_float"] - pruned["accuracy_pruned"] <= 0.003
-    for name in ("mnist_cnn", "resnet8"):
-        entry, smaller = report[name], report[name]["variants"]["channels_50"]
-        macs = smaller["macs"] / entry["macs"]
-        assert macs <= 0.5
-        assert entry["accuracy_float"] - smaller["accuracy_pruned"] <= 0.003
-        for key in ("instructions", "flash_bytes"):
-            assert smaller[key] / entry[key] <= 1.15 * macs
-    for name in ("ds_cnn", "resnet8"):
-        variants = report[name]["variants"]
-        trained = variants["qat_w4"]["accuracy_int8_host"]
-        assert report[name]["accuracy_float"] - trained <= 0.015
-        assert trained > variants["ptq_w4"]["accuracy_int8_host"]
-
-
 @pytest.mark.emulator
 @pytest.mark.slow
-def test_a_row_of_the_page_is_measured_again(root: Path, data: Path, tmp_path: Path) -> None:
+def test_a_member_is_measured(data: Path, tmp_path: Path) -> None:
     assert data.is_dir()
-    report = zoo.measure_zoo(("mnist_mlp_100",), tmp_path, device_samples=20, jobs=1)
+    report = zoo.measure_zoo(("mnist_mlp_512",), tmp_path, device_samples=20, jobs=1)
     assert json.loads((tmp_path / "zoo.json").read_text()) == report
-    stated = json.loads((root / "docs" / "zoo.json").read_text())["mnist_mlp_100"]
-    measured = report["mnist_mlp_100"]
-    for key in ("macs", "instructions", "flash_bytes", "ram_bytes", "parameters", "variants"):
-        assert measured[key] == stated[key]
+    measured = report["mnist_mlp_512"]
     for key in ("accuracy_float", "accuracy_int8_host"):
-        assert measured[key] == pytest.approx(stated[key], abs=3e-4)
+        assert measured[key] >= PROMISED["mnist_mlp_512"]
+    assert measured["device_equals_host_bytes"] and measured["instructions"] > measured["macs"]
     assert measured["device_samples"] == 20 and measured["emulated"]
-    assert page_rows(zoo.zoo_markdown(report)).keys() == {"mnist_mlp_100"}
-
-
-def test_the_page_is_made_of_the_figures(root: Path) -> None:
-    report = json.loads((root / "docs" / "zoo.json").read_text())
-    assert (root / "docs" / "zoo.md").read_text() == zoo.zoo_markdown(report)
+    rows = page_rows(zoo.zoo_markdown(report))
+    assert list(rows) == ["mnist_mlp_512", "mnist_mlp_512 pruned_80"]
