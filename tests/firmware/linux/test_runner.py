@@ -6,6 +6,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -251,3 +252,18 @@ def test_a_release_with_a_model_is_deployed(
 def test_unknown_architectures_are_named(digits_bundle: Any, tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="got armv6l; allowed: aarch64, armv7l, x86_64"):
         build_program(digits_bundle("mlp", "generic"), "armv6l", tmp_path / "program")
+
+
+@pytest.mark.emulator
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_programs_for_aarch64_give_the_golden_bytes(
+    digits_bundle: Callable[[str, str], Path], tmp_path: Path, model: str
+) -> None:
+    missing = [n for n in ("aarch64-linux-gnu-gcc", "qemu-aarch64") if shutil.which(n) is None]
+    if missing:
+        reason = f"not installed: {', '.join(missing)}"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    program = build_program(digits_bundle(model, "generic"), "aarch64", tmp_path / "program")
+    command = ["qemu-aarch64", program.path, "--selftest"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"digits_{model}: passed, 0 bytes differ\n")
