@@ -30,6 +30,7 @@ CLOSE_TIMEOUT_S = 5
 LOGIN_TIMEOUT_S = 60.0
 RUN_TIMEOUT_S = 120.0
 PUSH_TIMEOUT_S = 1800.0
+IDLE_TIMEOUT_S = 60
 
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
@@ -304,7 +305,8 @@ class Connection:
         script = self._directory / "rsh"
         command = shlex.join([*self._ssh(), "--", self.host.destination])
         script.write_text(f'shift\nexec {command} "$@"\n', encoding="utf-8")
-        argv = [program, "--secluded-args", f"--rsh=sh {script}", *options, "--", source, target]
+        argv = [program, "--secluded-args", f"--timeout={IDLE_TIMEOUT_S}", f"--rsh=sh {script}"]
+        argv += [*options, "--", source, target]
         done = self._call(argv, b"", PUSH_TIMEOUT_S)
         if done.returncode != 0:
             raise BoardError(explain_rsync(done), where=self.host)
