@@ -407,7 +407,7 @@ _SSH_FAILURES: tuple[tuple[str, str, str], ...] = (
     (
         r"closed by|Connection reset|Broken pipe|kex_exchange_identification|closed$",
         "the connection was lost",
-        "what ran before still runs; try again",
+        "a complete release still runs there; try again",
     ),
 )
 
@@ -422,7 +422,7 @@ def explain_ssh(host: Host, returncode: int, stderr: str) -> BoardError:
     """
     if returncode < 0:
         what = f"ssh was killed by signal {-returncode}"
-        return BoardError(what, where=host, hint="what ran before still runs; try again")
+        return BoardError(what, where=host, hint="a complete release still runs there; try again")
     port = f"-p {host.port} " if host.port else ""
     known = f"'[{host.name}]:{host.port}'" if host.port else host.name
     for pattern, what, hint in _SSH_FAILURES:
