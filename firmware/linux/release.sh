@@ -136,7 +136,7 @@ selftest) # $1: who, $2: the directory in releases, $3: seconds, then the comman
     code=$?
     case $code in
     124) fail "the self-test was not done within $seconds s" 70 ;;
-    126 | 127) fail "the self-test cannot be run: made for another architecture, or a library lacks" 70 ;;
+    126 | 127) fail "the self-test cannot be run: made for another architecture, or lacking a library" 70 ;;
     *) fail "the self-test failed with code $code" 70 ;;
     esac
     ;;

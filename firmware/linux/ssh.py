@@ -405,7 +405,7 @@ _SSH_FAILURES: tuple[tuple[str, str, str], ...] = (
         "",
     ),
     (
-        r"closed by|Connection reset|Broken pipe|kex_exchange_identification|closed$",
+        r"closed by|Connection reset|Broken pipe|kex_exchange_identification|closed$|code 255",
         "the connection was lost",
         "a complete release still runs there; try again",
     ),
