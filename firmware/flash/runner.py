@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,11 +105,11 @@ class Runner(ABC):
     @property
     def program(self) -> str:
         """The program's name on this machine, or its first one where there is none."""
-        return next(filter(shutil.which, self.programs), self.programs[0])
+        return next(filter(None, map(_find_program, self.programs)), self.programs[0])
 
     def why_not(self) -> str:
         """Tells why it cannot work on this machine; empty when it can."""
-        if self.programs and not any(map(shutil.which, self.programs)):
+        if self.programs and not any(map(_find_program, self.programs)):
             return f"{self.programs[0]} is not installed"
         return ""
 
@@ -160,3 +161,10 @@ class Runner(ABC):
     def enter(self) -> str:
         """What a person does to bring the board into its bootloader; empty for nothing."""
         return getattr(self.settings, "enter", "")
+
+
+def _find_program(name: str) -> str:
+    """Returns what runs a program: its name, or where it lies beside Python; else nothing."""
+    if shutil.which(name):
+        return name
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or ""

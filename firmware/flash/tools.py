@@ -323,7 +323,7 @@ class Gdb(Runner):
         commands = (
             "set confirm off",
             "set tcp connect-timeout 5",
-            f"target extended-remote {_check_server(job.to or chosen.server)}",
+            f"target extended-remote {_check_server(chosen.server if job.to is None else job.to)}",
             "load",
             "compare-sections",
             f"monitor {chosen.reset}",
