@@ -198,7 +198,7 @@ def _read(file: Traversable) -> str:
 
 def _read_tree(root: Traversable, below: str = "") -> dict[str, str]:
     """Returns the text of all files below a folder, by their paths in it."""
-    found = {}
+    found: dict[str, str] = {}
     for entry in root.iterdir():
         path = f"{below}{entry.name}"
         if entry.is_dir():
