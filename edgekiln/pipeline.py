@@ -231,10 +231,11 @@ def flash(
     Raises:
         EdgekilnError: As for `deploy`, or the board could not be written.
     """
-    from edgekiln.firmware.boards import load_board
+    from edgekiln.firmware.boards import load_board, refuse_linux
     from edgekiln.firmware.flash import registry
 
     chosen = load_board(board)
+    refuse_linux(chosen)
     work = find_model(model, build, optimize, given)
     name = registry.choose_runner(chosen, where)
     emulated = name == registry.EMULATOR
@@ -267,10 +268,11 @@ def flash_commands(
     Returns:
         Lines for a shell; none where an emulator takes the image.
     """
-    from edgekiln.firmware.boards import load_board
+    from edgekiln.firmware.boards import load_board, refuse_linux
     from edgekiln.firmware.flash import registry
 
     chosen = load_board(board)
+    refuse_linux(chosen)
     work = find_model(model, build, optimize, given)
     name = registry.choose_runner(chosen, where, dry_run=True)
     _refuse_useless(name == registry.EMULATOR, where)
@@ -486,8 +488,10 @@ def check_tools(work: Work, board: Board, *, run: bool, emulated: bool = True) -
         ToolMissingError: One is missing; the message says how to get it.
     """
     from edgekiln.bench.compiled import find_host_compiler
+    from edgekiln.firmware.boards import refuse_linux
     from edgekiln.firmware.toolchain import find_tool, install_hint
 
+    refuse_linux(board)
     if work.given is not None and not work.given.options.is_integer:
         raise BadInputError(
             f"--scheme {work.given.options.scheme} is for PCs: boards have no kernels for it",

@@ -123,11 +123,15 @@ def test_continuous_integration_needs_more(machine: Machine) -> None:
     machine.environment["CI"] = "true"
     machine.add_tools(*TOOLS, "rsync", "aarch64-linux-gnu-gcc")
     line = one_line(machine.setup())
-    wanted = "clang qemu-user qemu-user-static mmdebstrap openssh-client"
+    flash = "stm32flash openocd stlink-tools dfu-util avrdude gdb-multiarch"
+    wanted = f"clang cmake qemu-user qemu-user-static mmdebstrap openssh-client {flash}"
+    if not Path("/usr/share/arduino/hardware/arduino/avr/bootloaders").exists():
+        wanted += " arduino-core-avr"
     if not Path("/usr/sbin/sshd").exists():  # which lies outside of an ordinary user's PATH
         wanted += " openssh-server"
     assert line.endswith(f"recommends {wanted}")
-    machine.add_tools("clang", "mmdebstrap", "qemu-aarch64", "qemu-aarch64-static", "ssh")
+    machine.add_tools("clang", "cmake", "mmdebstrap", "qemu-aarch64", "qemu-aarch64-static", "ssh")
+    machine.add_tools(*flash.replace("stlink-tools", "st-flash").split())
     assert machine.setup().returncode == 0
 
 

@@ -22,7 +22,7 @@ SECTORS_KIB = (16, 16, 16, 16, 64, 128, 128, 128, 128, 128, 128, 128)
 STM32F405 = 0x413
 
 
-class _Gone(Exception):
+class _GoneError(Exception):
     """The other side has closed the line, or the test is over."""
 
 
@@ -87,7 +87,7 @@ class Stm32Bootloader:
             self._send(ACK)
             while self.started_at is None:
                 self._obey()
-        except _Gone:
+        except _GoneError:
             return
 
     def _obey(self) -> None:
@@ -156,7 +156,7 @@ class Stm32Bootloader:
         data = self._take(5)
         if functools.reduce(operator.xor, data) != 0:
             self._send(NACK)
-            raise _Gone
+            raise _GoneError
         self._send(ACK)
         (address,) = struct.unpack(">I", data[:4])
         return int(address) - self._origin
@@ -167,9 +167,9 @@ class Stm32Bootloader:
             try:
                 piece = os.read(self._ours, count - len(data))
             except OSError:
-                raise _Gone from None
+                raise _GoneError from None
             if not piece:
-                raise _Gone
+                raise _GoneError
             data += piece
         return data
 
@@ -177,4 +177,4 @@ class Stm32Bootloader:
         try:
             os.write(self._ours, data)
         except OSError:
-            raise _Gone from None
+            raise _GoneError from None

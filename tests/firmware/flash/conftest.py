@@ -13,6 +13,7 @@ from edgekiln.firmware.flash.registry import find_runner
 from edgekiln.firmware.flash.runner import Job, Runner
 from edgekiln.firmware.image import Image
 
+
 @pytest.fixture(autouse=True)
 def programs_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """pyOCD lies beside Python, which need not be on the PATH."""

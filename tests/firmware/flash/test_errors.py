@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from flash_boards import EXAMPLES
@@ -207,7 +208,7 @@ class TestDoubles:
             runner.write(job)
         assert not job.log.with_name("readback.bin").exists()
 
-    SAYS = {
+    SAYS: ClassVar[dict[str, str]] = {
         "openocd": "** Programming Finished **\n** Verified OK **",
         "pyocd": "All 2048 bytes match.",
         "st-flash": "  2/  2 pages written\nINFO common.c: Flash written and verified! jolly good!",

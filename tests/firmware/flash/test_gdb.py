@@ -28,8 +28,11 @@ QEMU_SETTINGS = GdbSettings(reset="system_reset")
 
 def qemu_boards() -> list[str]:
     boards = map(load_board, board_slugs())
-    return [b.slug for b in boards if b.core.startswith("Cortex-M") and b.emulator is not None
-            and b.emulator.kind == "qemu"]
+    return [
+        b.slug
+        for b in boards
+        if b.core.startswith("Cortex-M") and b.emulator is not None and b.emulator.kind == "qemu"
+    ]
 
 
 @pytest.mark.emulator

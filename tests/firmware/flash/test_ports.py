@@ -88,7 +88,7 @@ def test_several_fit_and_a_person_is_asked(attach: Attach) -> None:
 
 def test_several_fit_and_nobody_is_there(attach: Attach) -> None:
     ports = attach((UNO, "1"), (UNO, "3"))
-    with pytest.raises(BadInputError, match="several serial ports fit.*--port") as caught:
+    with pytest.raises(BadInputError, match=r"several serial ports fit.*--port") as caught:
         find_port(board("2341:0043"), AUTO, nobody)
     assert all(port in str(caught.value) for port in ports)
 
@@ -120,7 +120,7 @@ def test_a_name_is_a_path_and_nothing_else(
 def test_a_port_that_may_not_be_used(attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
     ports = attach((UNO, "1"))
     monkeypatch.setattr(os, "access", lambda path, mode: path != ports[0])
-    with pytest.raises(BoardError, match="permission to use the port is denied.*dialout"):
+    with pytest.raises(BoardError, match=r"permission to use the port is denied.*dialout"):
         find_port(board("2341:0043"), AUTO, unasked)
 
 

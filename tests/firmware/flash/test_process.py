@@ -57,9 +57,7 @@ def test_a_tool_that_falls_silent_is_ended(tmp_path: Path) -> None:
     assert "begun" in (tmp_path / "log").read_text()
 
 
-def test_a_tool_that_does_not_want_to_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tool_that_does_not_want_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgekiln.firmware.flash.process._END_SECONDS", 0.1)
     program = (
         "import signal, time\n"

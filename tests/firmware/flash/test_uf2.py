@@ -95,7 +95,7 @@ def test_no_drive(plan: Plan, drive: Path, mounts: Callable[..., None]) -> None:
         mounted(drive.with_name("gone")),
     )
     runner, job = plan("uf2")
-    with pytest.raises(BoardError, match="no board is attached in its bootloader.*hold BOOTSEL"):
+    with pytest.raises(BoardError, match=r"no board is attached in its bootloader.*hold BOOTSEL"):
         runner.write(job)
     assert not job.log.exists()
 
@@ -105,7 +105,7 @@ def test_several_drives(plan: Plan, drive: Path, mounts: Callable[..., None]) ->
     shutil.copytree(drive, other)
     mounts(mounted(drive), mounted(other, "/dev/sdb1"))
     runner, job = plan("uf2")
-    with pytest.raises(BadInputError, match="several drives fit.*--to"):
+    with pytest.raises(BadInputError, match=r"several drives fit.*--to"):
         runner.write(job)
     runner, job = plan("uf2", to=str(other))
     runner.write(job)
@@ -113,9 +113,7 @@ def test_several_drives(plan: Plan, drive: Path, mounts: Callable[..., None]) ->
 
 
 @pytest.mark.parametrize("content", [None, "Board-ID: SAMD51-x\n", "Model: x\n", "\xff" * 9000])
-def test_what_is_named_has_to_be_the_drive(
-    plan: Plan, tmp_path: Path, content: str | None
-) -> None:
+def test_what_is_named_has_to_be_the_drive(plan: Plan, tmp_path: Path, content: str | None) -> None:
     place = tmp_path / "home"
     place.mkdir()
     if content is not None:
