@@ -29,7 +29,7 @@ DigitsImage = Callable[[str, str], Image]
 WriteToy = Callable[..., Path]
 
 BOARDS = [load_board(slug) for slug in board_slugs()]
-MICROCONTROLLERS = [board.slug for board in BOARDS if not board.is_host]
+MICROCONTROLLERS = [board.slug for board in BOARDS if board.memory is not None]
 EMULATED = [board.slug for board in BOARDS if board.is_emulated]
 
 #: Boards that no emulator knows, and one whose emulator runs their code: it has the same UART
