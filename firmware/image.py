@@ -23,7 +23,7 @@ from elftools.elf.sections import SymbolTableSection
 from edgekiln.errors import BadInputError, DoesNotFitError
 from edgekiln.files import read_input_file, write_bytes, write_json
 from edgekiln.firmware.app_model import HEADER_NAME, emit_app_model, emit_board
-from edgekiln.firmware.boards import FIRMWARE, Board, Memory
+from edgekiln.firmware.boards import FIRMWARE, Board, Memory, refuse_linux
 from edgekiln.firmware.bundle import Bundle, NodeInfo, TensorInfo, read_bundle
 from edgekiln.firmware.toolchain import (
     STRICT_FLAGS,
@@ -140,6 +140,7 @@ def build_image(
         ToolMissingError: The C compiler is not installed.
         BadInputError: The bundle is damaged, or does not compile.
     """
+    refuse_linux(board)
     model = read_bundle(bundle)
     check_fit(model, board)
     flags = (*board.cpu_flags, *_COMMON_FLAGS, *model_flags, *extra_flags)
@@ -279,6 +280,7 @@ def _plan_jobs(
         *(f"-ffile-prefix-map={path}={name}" for path, name in places.items()),
         *(f"-I{path}" for path in (work, model.directory.resolve(), FIRMWARE.resolve() / "app")),
     )
+    drivers = tuple(f"-I{path}" for path in _source_directories(board))
     marks = () if board.is_host else ("-include", str(FIRMWARE.resolve() / "app/ek_node_marks.h"))
     jobs = []
     for name in (*model.sources, *((model.golden_source,) if selftest else ())):
@@ -296,10 +298,16 @@ def _plan_jobs(
             CompileJob(
                 source=source,
                 object=work / f"app_{source.stem}.o",
-                flags=(*common, f"-I{source.parent}", *_APP_FLAGS, *extra_flags),
+                flags=(*common, *drivers, *_APP_FLAGS, *extra_flags),
             )
         )
     return jobs
+
+
+def _source_directories(board: Board) -> tuple[Path, ...]:
+    """Returns the directories that a port's files may take headers from, each once."""
+    parents = (FIRMWARE.resolve() / Path(name).parent for name in board.sources)
+    return tuple(dict.fromkeys(parents))
 
 
 def _link(

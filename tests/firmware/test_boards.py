@@ -6,7 +6,13 @@ import pytest
 
 from edgekiln.errors import BadInputError
 from edgekiln.export.targets import TARGETS
-from edgekiln.firmware.boards import BOARDS, board_slugs, load_board, read_board
+from edgekiln.firmware.boards import (
+    BOARDS,
+    board_slugs,
+    load_board,
+    read_board,
+    refuse_linux,
+)
 
 VALID = (BOARDS / "mps2-an386.toml").read_text()
 
@@ -18,7 +24,9 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_the_boards_of_this_release_are_there() -> None:
-    assert board_slugs() == ("host", "mps2-an385", "mps2-an386")
+    assert {"host", "mps2-an385", "mps2-an386", "stm32f405", "microbit", "hifive1", "rpi"} <= {
+        *board_slugs()
+    }
 
 
 @pytest.mark.parametrize("slug", board_slugs())
@@ -63,7 +71,7 @@ def test_ports_see_the_board_as_macros(tmp_path: Path) -> None:
     [
         ("mps2-an368", "mps2-an386"),
         ("MPS2-AN385", "mps2-an385"),
-        ("pico", ""),
+        ("zx81", ""),
         ("mps2an385", "mps2-an385"),
         ("hots", "host"),
     ],
@@ -72,7 +80,7 @@ def test_an_unknown_board_is_refused_with_the_nearest_name(slug: str, near: str)
     with pytest.raises(BadInputError) as caught:
         load_board(slug)
     message = str(caught.value)
-    assert slug in message and "host, mps2-an385, mps2-an386" in message
+    assert slug in message and ", ".join(board_slugs()) in message
     assert ("did you mean" in message) == bool(near)
     assert not near or message.endswith(f"did you mean {near}?")
 
@@ -96,8 +104,8 @@ def test_a_slug_is_not_a_path() -> None:
         ("ram_bytes = 4_194_304", "ram_bytes = 2048", "memory.stack_bytes: must be less than"),
         ("stack_bytes = 2048", "stack_bytes = 2044", "memory.stack_bytes: must be a multiple of 8"),
         ("ram_origin = 0x2000_0000", "ram_origin = 0x1_0000_0000", "memory.ram_origin: must be"),
-        ('"arm/mem.c"', '"arm/missing.c"', "port.sources: no such file"),
-        ('"arm/mem.c"', "7", "port.sources: must be a list of texts"),
+        ('"app/mem.c"', '"app/missing.c"', "port.sources: no such file"),
+        ('"app/mem.c"', "7", "port.sources: must be a list of texts"),
         ('linker_script = "arm/cortex_m.ld"', "", "memory: [memory] and port.linker_script"),
         ("[clock]\nhz = 25_000_000", "", "clock: [memory] and [clock] are there together"),
         ("hz = 25_000_000\n\n[uart]", "hz = 0\n[uart]", "clock.hz: must be at least 1"),
@@ -124,3 +132,31 @@ def test_a_damaged_board_is_refused_naming_file_and_key(
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="not a board file"):
         read_board(tmp_path / "none.toml")
+
+
+def test_a_board_with_linux_takes_no_image() -> None:
+    board = load_board("rpi")
+    assert board.linux is not None and not board.is_host and not board.is_emulated
+    assert board.linux.cores[-1].toolchain == board.toolchain
+    assert {core.target for core in board.linux.cores} <= TARGETS.keys()
+    with pytest.raises(BadInputError, match=r"^rpi: this board runs Linux and takes no image; use"):
+        refuse_linux(board)
+    refuse_linux(load_board("host"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('architecture = "aarch64" # of', 'architectur = "aarch64" # of', "architecture: missing"),
+        ("features = []", "features = 1", r"linux.cores\[1\].features: must be a list of texts"),
+        ("[linux]\n", "[linux]\nother = 1\n", "linux.other: unknown key"),
+        ('directory = "edgekiln"', "directory = 1", "linux.directory: must be a text"),
+    ],
+)
+def test_what_is_wrong_with_a_board_with_linux_is_named(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    text = (BOARDS / "rpi.toml").read_text()
+    assert old in text
+    with pytest.raises(BadInputError, match=message):
+        read_board(write(tmp_path, text.replace(old, new)))
