@@ -515,8 +515,7 @@ def models(as_json: bool) -> None:
         known[recipe.name] = {**described, "variant_of": None}
         for variant in variants_of(recipe.name):
             described["description"] = variant.description
-            name = f"{recipe.name}_{variant.name}"
-            known[name] = {**described, "variant_of": recipe.name}
+            known[variant.model_name(recipe.name)] = {**described, "variant_of": recipe.name}
     if as_json:
         print_json(known)
     else:

@@ -81,7 +81,11 @@ class Member:
     @property
     def name(self) -> str:
         """Returns the model's name, a C identifier."""
-        return f"{self.recipe}_{self.variant}" if self.variant else self.recipe
+        from edgekiln.quantize.variants import load_variant
+
+        if self.variant is None:
+            return self.recipe
+        return load_variant(self.recipe, self.variant).model_name(self.recipe)
 
 
 def members(recipes: Sequence[str]) -> tuple[Member, ...]:
