@@ -121,10 +121,11 @@ def test_only_what_is_missing_is_asked_for(machine: Machine) -> None:
 
 def test_continuous_integration_needs_more(machine: Machine) -> None:
     machine.environment["CI"] = "true"
-    machine.add_tools(*TOOLS, "rsync", "aarch64-linux-gnu-gcc")
+    machine.add_tools(*TOOLS, "rsync", "aarch64-linux-gnu-gcc", "riscv64-unknown-elf-gcc")
     line = one_line(machine.setup())
     flash = "stm32flash openocd stlink-tools dfu-util avrdude gdb-multiarch"
-    wanted = f"clang cmake qemu-user qemu-user-static mmdebstrap openssh-client {flash}"
+    wanted = "clang cmake qemu-user qemu-user-static qemu-system-misc mmdebstrap openssh-client"
+    wanted += f" {flash}"
     if not Path("/usr/share/arduino/hardware/arduino/avr/bootloaders").exists():
         wanted += " arduino-core-avr"
     if not Path("/usr/sbin/sshd").exists():  # which lies outside of an ordinary user's PATH
@@ -132,6 +133,7 @@ def test_continuous_integration_needs_more(machine: Machine) -> None:
     assert line.endswith(f"recommends {wanted}")
     machine.add_tools("clang", "cmake", "mmdebstrap", "qemu-aarch64", "qemu-aarch64-static", "ssh")
     machine.add_tools(*flash.replace("stlink-tools", "st-flash").split())
+    machine.add_tools("qemu-system-riscv32")
     assert machine.setup().returncode == 0
 
 

@@ -15,7 +15,7 @@ from edgekiln.firmware.flash.process import ToolRun
 class Trouble(Enum):
     """What can be wrong, with what a person does about it."""
 
-    NO_PROBE = "no debug probe is attached", "plug it in; lsusb lists what is there"
+    NO_PROBE = "no debug probe is attached", "plug it in, or choose another way with --runner"
     NO_DEVICE = "no board is attached in its bootloader", ""
     NO_PORT = "the port cannot be opened", "check the cable, and the port's name with --port"
     NO_SERVER = "no GDB server answers", "start the probe's server, or name it with --to host:port"

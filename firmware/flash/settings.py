@@ -44,14 +44,14 @@ class OpenocdSettings:
     """OpenOCD with a debug probe.
 
     Attributes:
-        interface: OpenOCD's file for the probe.
-        target: OpenOCD's file for the chip.
+        interface: OpenOCD's file for the probe, or for the whole board.
+        target: OpenOCD's file for the chip; empty where the board's file includes it.
         transport: The probe's transport, where it has several.
         speed_khz: Clock of the debug port; 0 leaves it to the files.
     """
 
     interface: str
-    target: str
+    target: str = ""
     transport: str = ""
     speed_khz: int = 0
 

@@ -109,12 +109,14 @@ class Openocd(Runner):
         """Returns one run: write, verify, reset."""
         chosen = self.settings
         assert isinstance(chosen, OpenocdSettings)
-        argv = [self.program, "-f", chosen.interface]
-        if job.probe:
+        argv = [self.program]
+        if job.probe:  # first: a board's file may connect
             argv += ["-c", f"adapter serial {_plain(job.probe)}"]
+        argv += ["-f", chosen.interface]
         if chosen.transport:
             argv += ["-c", f"transport select {chosen.transport}"]
-        argv += ["-f", chosen.target]
+        if chosen.target:
+            argv += ["-f", chosen.target]
         if chosen.speed_khz:
             argv += ["-c", f"adapter speed {chosen.speed_khz}"]
         argv += ["-c", f"program {_name_of(job.image.elf)} verify reset exit"]

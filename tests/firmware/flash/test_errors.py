@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -11,10 +14,12 @@ import pytest
 from flash_boards import EXAMPLES
 
 from edgekiln.errors import BoardError, CheckFailedError, EdgekilnError, ToolMissingError
+from edgekiln.firmware.boards import board_slugs, load_board
 from edgekiln.firmware.flash.diagnosis import Trouble, explain
 from edgekiln.firmware.flash.process import ToolRun
-from edgekiln.firmware.flash.registry import RUNNERS
+from edgekiln.firmware.flash.registry import RUNNERS, find_runner
 from edgekiln.firmware.flash.runner import Job, Runner
+from edgekiln.firmware.flash.settings import PyocdSettings
 
 Plan = Callable[..., tuple[Runner, Job]]
 
@@ -58,6 +63,34 @@ def test_the_tool_itself_without_a_device(
     assert sorted(path.name for path in job.directory.iterdir()) == [
         f"image.{suffix}" for suffix in ("bin", "elf", "hex", "uf2")
     ]
+
+
+def boards_with(runner: str) -> list[str]:
+    boards = map(load_board, board_slugs())
+    return [board.slug for board in boards if board.flash and runner in board.flash.runners]
+
+
+@pytest.mark.parametrize("slug", boards_with("openocd"))
+def test_openocd_knows_every_boards_files(
+    slug: str, plan: Plan, need: Callable[[str], str]
+) -> None:
+    """Only what it reads without a complaint leads as far as to the probe."""
+    need("openocd")
+    _, job = plan("openocd")
+    board = load_board(slug)
+    with pytest.raises(BoardError, match="no debug probe is attached"):
+        find_runner(board, "openocd").write(dataclasses.replace(job, board=board))
+
+
+@pytest.mark.parametrize("slug", boards_with("pyocd"))
+def test_pyocd_knows_every_boards_chip(slug: str, need: Callable[[str], str]) -> None:
+    settings = find_runner(load_board(slug), "pyocd").settings
+    assert isinstance(settings, PyocdSettings)
+    listed = subprocess.run(
+        [need("pyocd"), "list", "--targets"], capture_output=True, text=True, timeout=60
+    )
+    line = rf"^\s*{settings.target}\s.*\sbuiltin\s*$"
+    assert re.search(line, listed.stdout, re.MULTILINE)
 
 
 #: What tools say of devices that a test cannot have, from their sources.
