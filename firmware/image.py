@@ -23,7 +23,7 @@ from elftools.elf.sections import SymbolTableSection
 from edgekiln.errors import BadInputError, DoesNotFitError
 from edgekiln.files import read_input_file, write_bytes, write_json
 from edgekiln.firmware.app_model import HEADER_NAME, emit_app_model, emit_board
-from edgekiln.firmware.boards import FIRMWARE, Board, Memory
+from edgekiln.firmware.boards import FIRMWARE, Board, Memory, refuse_linux
 from edgekiln.firmware.boot2 import seal_boot2
 from edgekiln.firmware.bundle import Bundle, NodeInfo, TensorInfo, read_bundle
 from edgekiln.firmware.toolchain import (
@@ -134,7 +134,8 @@ def build_image(
         bundle: The directory which the compiler wrote.
         board: The board.
         output: Where image.elf, image.bin, image.hex, image.json and, for a board that takes
-            it, image.uf2 go; other files there are left alone. Nothing is written unless all succeeds.
+            it, image.uf2 go; other files there are left alone. Nothing is written unless all
+            succeeds.
         selftest: Link the golden pair and the ``selftest`` command. Off by default: the same
             can be had by sending the golden input, and flash sizes stay the model's.
         model_flags: How the model's code is optimized.
@@ -145,6 +146,7 @@ def build_image(
         ToolMissingError: The C compiler is not installed.
         BadInputError: The bundle is damaged, or does not compile.
     """
+    refuse_linux(board)
     model = read_bundle(bundle)
     check_fit(model, board)
     flags = (*board.cpu_flags, *_COMMON_FLAGS, *model_flags, *extra_flags)
@@ -190,7 +192,7 @@ def load_image(directory: Path) -> Image:
     try:
         values = json.loads(read_input_file(path))
         for key in ("elf", "bin", "hex", "uf2"):
-            values[key] = directory / values[key] if values.get(key) else None
+            values[key] = directory / values[key] if values[key] else None
         for key, kind in (("inputs", TensorInfo), ("outputs", TensorInfo), ("nodes", NodeInfo)):
             values[key] = tuple(kind(**item) for item in values[key])
         for tensor in (*values["inputs"], *values["outputs"]):

@@ -384,9 +384,9 @@ exit {code}
 
 
 def test_without_it_one_line_says_how_to_get_it(environment: Path) -> None:
-    with pytest.raises(ToolMissingError, match="node is not installed; .* nodejs npm$"):
+    with pytest.raises(ToolMissingError, match=r"node is not installed; .* nodejs npm$"):
         rp2040js.find_node()
-    with pytest.raises(ToolMissingError, match="npm is not installed; .* nodejs npm$"):
+    with pytest.raises(ToolMissingError, match=r"npm is not installed; .* nodejs npm$"):
         rp2040js.install()
     with pytest.raises(
         ToolMissingError,
