@@ -188,6 +188,8 @@ class Board:
         emulator: The emulator, or None where there is none.
         usb: The serial port on USB, or None where nothing is known of it.
         flash: How images get into it, or None on the host.
+        uf2_family: Number of the chip's family in UF2 files, or None where its bootloader
+            takes none.
         linux: What there is to say of a board that runs Linux; None for all others.
     """
 
@@ -206,6 +208,7 @@ class Board:
     emulator: Emulator | None
     usb: Usb | None = None
     flash: Flash | None = None
+    uf2_family: int | None = None
     linux: Linux | None = None
 
     @property
@@ -301,6 +304,7 @@ def read_board(path: Path) -> Board:
         emulator=_read_emulator(top.table("emulator")),
         usb=_read_usb(top.table("usb")),
         flash=_read_flash(top.table("flash")),
+        uf2_family=_read_uf2(top.table("uf2")),
         linux=_read_linux(top.table("linux"), data),
     )
     top.end()
@@ -474,6 +478,14 @@ def _read_timer(table: _Table | None) -> Timer | None:
     )
     table.end()
     return timer
+
+
+def _read_uf2(table: _Table | None) -> int | None:
+    if table is None:
+        return None
+    family = table.number("family")
+    table.end()
+    return family
 
 
 def _read_defines(table: _Table | None) -> tuple[tuple[str, int], ...]:

@@ -87,10 +87,9 @@ class Uf2(Runner):
             )
 
     def _file(self, job: Job) -> Path:
-        path = job.image.elf.with_suffix(".uf2")
-        if not path.exists():
-            raise BadInputError("this board's image is not made as a UF2 file", where=path)
-        return path
+        if job.image.uf2 is None:
+            raise BadInputError("the image is not made as a UF2 file", where=job.board.slug)
+        return job.image.uf2
 
     def _drives(self, job: Job) -> list[Path]:
         """Returns the drive that the user named, or those that are this board's bootloader."""

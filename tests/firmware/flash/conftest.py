@@ -35,6 +35,7 @@ def image(tmp_path: Path) -> Image:
         elf=directory / "image.elf",
         bin=directory / "image.bin",
         hex=directory / "image.hex",
+        uf2=directory / "image.uf2",
         inputs=(),
         outputs=(),
         nodes=(),

@@ -12,11 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from edgekiln.bench.device import run_on_board
 from edgekiln.errors import BadInputError, BoardError, CheckFailedError
+from edgekiln.firmware.boards import board_slugs, load_board
 from edgekiln.firmware.flash import uf2
+from edgekiln.firmware.flash.registry import find_runner
 from edgekiln.firmware.flash.runner import Job, Runner
+from edgekiln.firmware.image import Image
 
 Plan = Callable[..., tuple[Runner, Job]]
 
@@ -202,9 +207,25 @@ def test_drives_on_macos(
     assert uf2.find_drives("other") == []
 
 
+@pytest.mark.emulator
+@pytest.mark.parametrize("slug", [slug for slug in board_slugs() if load_board(slug).uf2_family])
+def test_the_emulator_boots_what_was_copied(
+    slug: str, drive: Path, digits_image: Callable[[str, str], Image], tmp_path: Path
+) -> None:
+    board, image = load_board(slug), digits_image("mlp", slug)
+    runner = find_runner(board, "uf2")
+    runner.write(Job(board, image, tmp_path / "flash.log", to=str(drive)))
+    there = dataclasses.replace(image, uf2=drive / "image.uf2")
+    shape = (2, *image.inputs[0].shape[1:])
+    codes = np.random.default_rng(3).integers(-128, 128, shape).astype(np.int8)
+    wanted = run_on_board(image, board, codes, count=False, progress=False)
+    image.uf2.unlink() if image.uf2 else None
+    got = run_on_board(there, board, codes, count=False, progress=False)
+    np.testing.assert_array_equal(got.outputs[0], wanted.outputs[0])
+
+
 def test_an_image_without_a_uf2_file(plan: Plan, drive: Path) -> None:
     runner, job = plan("uf2", to=str(drive))
-    (job.directory / "image.uf2").unlink()
-    job = dataclasses.replace(job)
+    job = dataclasses.replace(job, image=dataclasses.replace(job.image, uf2=None))
     with pytest.raises(BadInputError, match="not made as a UF2 file"):
         runner.write(job)
