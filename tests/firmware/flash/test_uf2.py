@@ -219,7 +219,6 @@ def test_the_emulator_boots_what_was_copied(
     shape = (2, *image.inputs[0].shape[1:])
     codes = np.random.default_rng(3).integers(-128, 128, shape).astype(np.int8)
     wanted = run_on_board(image, board, codes, count=False, progress=False)
-    image.uf2.unlink() if image.uf2 else None
     got = run_on_board(there, board, codes, count=False, progress=False)
     np.testing.assert_array_equal(got.outputs[0], wanted.outputs[0])
 
