@@ -50,6 +50,8 @@ class Facts:
         has_flock: Whether flock is installed.
         has_systemd: Whether services of the user can be started.
         has_compiler: Whether a C compiler is installed.
+        is_emulated: Whether it says that it is no real board: a virtual Pi of edgekiln's, or a
+            machine of QEMU's.
     """
 
     model: str
@@ -72,6 +74,7 @@ class Facts:
     has_flock: bool
     has_systemd: bool
     has_compiler: bool
+    is_emulated: bool
 
     @property
     def has_neon(self) -> bool:
@@ -192,11 +195,12 @@ def read_facts(text: str, where: str) -> Facts:
         modules=frozenset(modules),
         governor=values.get("governor", ""),
         temperature_c=int(temperature) / 1000 if re.fullmatch(r"-?\d+", temperature) else None,
-        throttled=_throttled(values.get("throttled", "")),
+        throttled=read_throttled(values.get("throttled", "")),
         has_rsync="rsync" in values,
         has_flock="flock" in values,
         has_systemd="systemd" in values,
         has_compiler="compiler" in values,
+        is_emulated="emulated" in values,
     )
 
 
@@ -255,7 +259,8 @@ def _architecture(values: dict[str, str], where: str) -> str:
     )
 
 
-def _throttled(text: str) -> tuple[str, ...] | None:
+def read_throttled(text: str) -> tuple[str, ...] | None:
+    """Returns in words what `vcgencmd get_throttled` says, or None where it is not there."""
     if not re.fullmatch(r"0x[0-9a-fA-F]{1,8}", text):
         return None
     value = int(text, 16)
