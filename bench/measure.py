@@ -130,8 +130,24 @@ def measure(subject: Subject) -> Results:
         BoardError: The board does not answer.
         ToolMissingError: The emulator or a C compiler is missing.
     """
+    inputs = subject.inputs.tensors
+    device = run_on_board(subject.image, subject.board, inputs, port=subject.port)
+    return assess(subject, device)
+
+
+def assess(subject: Subject, device: DeviceRun, facts: BoardFacts | None = None) -> Results:
+    """Holds what a board answered against the engines on the host, byte by byte.
+
+    Args:
+        subject: The model and its inputs.
+        device: What the board answered to all of them.
+        facts: What the report says about the board; by default what its file says.
+
+    Raises:
+        CheckFailedError: A byte differs, as for `measure`.
+        ToolMissingError: A C compiler is missing.
+    """
     inputs = subject.inputs
-    device = run_on_board(subject.image, subject.board, inputs.tensors, port=subject.port)
     host_c = CompiledRunner(subject.host_bundle)
     reference, oracle = choose_reference(subject.tflite, subject.name)
     runs: dict[str, Tensors] = {BOARD: device.outputs}
@@ -169,7 +185,7 @@ def measure(subject: Subject) -> Results:
         confusion=_confusion(device.outputs, inputs),
         training=subject.background.training,
         memory_plan=read_memory_plan(subject.compile_report),
-        board_facts=_board_facts(subject.board, emulated=device.emulated),
+        board_facts=facts or _board_facts(subject.board, emulated=device.emulated),
         artifacts=subject.artifacts,
         versions=installed_versions(),
         seeds=subject.background.seeds,
