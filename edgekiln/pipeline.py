@@ -43,7 +43,7 @@ from edgekiln.files import (
     write_bytes,
     write_json,
 )
-from edgekiln.firmware.flash.destination import AUTO, Destination
+from edgekiln.firmware.flash.destination import AUTO, EMULATOR, Destination
 from edgekiln.quantize.options import QuantizeOptions
 
 if TYPE_CHECKING:
@@ -162,9 +162,10 @@ def deploy(
 
     chosen = load_board(board)
     work = find_model(model, build, optimize, given)
-    check_tools(work, chosen, run=True, emulated=_is_emulated(chosen, where))
+    emulated = _is_emulated(chosen, where)
+    check_tools(work, chosen, run=True, emulated=emulated)
     results_path, report_path = results_paths(work, board)
-    port = None if _is_emulated(chosen, where) else _flash_to_measure(work, chosen, where)
+    port = None if emulated else _flash_to_measure(work, chosen, where)
     made = work.measure(chosen, stale=(results_path, report_path), port=port)
     _write_if_changed(results_path, made.read_bytes())
     results = read_results(results_path)
@@ -197,9 +198,10 @@ def bench_model(
 
     chosen = load_board(board)
     work = find_model(model, build, optimize, given)
-    check_tools(work, chosen, run=True, emulated=_is_emulated(chosen, where))
+    emulated = _is_emulated(chosen, where)
+    check_tools(work, chosen, run=True, emulated=emulated)
     image = work.image(chosen)
-    port = None if _is_emulated(chosen, where) else _flash_to_measure(work, chosen, where)
+    port = None if emulated else _flash_to_measure(work, chosen, where)
     few = read_inputs_file(work.inputs).head(BENCH_SAMPLES)
     return measure_few(work.name, image, chosen, work.host_bundle, few, port)
 
@@ -239,8 +241,7 @@ def flash(
     refuse_linux(chosen)
     work = find_model(model, build, optimize, given)
     name = registry.choose_runner(chosen, where)
-    emulated = name == registry.EMULATOR
-    _refuse_useless(emulated, where)
+    emulated = name == EMULATOR
     check_tools(work, chosen, run=False, emulated=emulated)
     image = work.image(chosen)
     if emulated:
@@ -276,10 +277,9 @@ def flash_commands(
     refuse_linux(chosen)
     work = find_model(model, build, optimize, given)
     name = registry.choose_runner(chosen, where, dry_run=True)
-    _refuse_useless(name == registry.EMULATOR, where)
     check_tools(work, chosen, run=False, emulated=False)
     image = work.image(chosen)
-    if name == registry.EMULATOR:
+    if name == EMULATOR:
         say(f"nothing is written: {board} is handed {image.elf} when it starts")
         return []
     job = registry.plan_flash(chosen, image, name, where, choose, dry_run=True)
@@ -318,21 +318,8 @@ def _flash_to_measure(work: Work, board: Board, where: Destination) -> str:
 
 def _is_emulated(board: Board, where: Destination) -> bool:
     """Whether the emulator, or this machine, is measured, and not a real board."""
-    from edgekiln.firmware.flash.registry import EMULATOR
-
-    if where.runner == EMULATOR:
-        _refuse_useless(True, where)
     has_stand_in = board.is_host or board.is_emulated
     return has_stand_in and (where.is_nothing or where.runner == EMULATOR)
-
-
-def _refuse_useless(emulated: bool, where: Destination) -> None:
-    if emulated and (where.port is not None or where.to is not None):
-        raise BadInputError(
-            "an emulator has no port to name",
-            got=repr(where.port or where.to),
-            hint="leave --runner emulator out for a real board",
-        )
 
 
 def train(model: str, build: Path) -> Path:
