@@ -868,17 +868,19 @@ class Work:
         )
 
     def _bundle(self, board: str, target: str) -> Path:
+        """Returns the generated C; what other tools take is not made for that."""
+
         def make(directory: Path) -> None:
             from edgekiln.bench.inputs import read_inputs_file
             from edgekiln.export.compiler import compile_model, write_bundle
 
             compiled = compile_model(
-                read_input_file(self.tflite),
+                read_input_file(self.int8),
                 name=self.name,
                 target=target,
                 optimize=self.optimize,
                 golden_input=read_inputs_file(self.inputs).head(1).tensors,
-                where=str(self.file or self.tflite),
+                where=str(self.file or self.int8),
             )
             write_bundle(compiled, directory)
 
@@ -886,7 +888,7 @@ class Work:
             Stage(
                 name=f"compile for {board}",
                 directory=self.directory / board / "c",
-                inputs=(self.tflite, self.inputs),
+                inputs=(self.int8, self.inputs),
                 options={"name": self.name, "target": target, "optimize": self.optimize},
                 code=(PACKAGE / "export",),
             ),
