@@ -151,7 +151,7 @@ def build_image(
         compile_objects(board, jobs)
         elf = work / "image.elf"
         _link(model, board, jobs, work, elf, extra_flags)
-        sizes = _measure_host(jobs) if board.is_host else _measure(elf)
+        sizes = measure_objects([job.object for job in jobs]) if board.is_host else _measure(elf)
         image = Image(
             name=model.name,
             board=board.slug,
@@ -213,6 +213,37 @@ def read_symbols(elf: Path) -> dict[str, int]:
             return {symbol.name: symbol["st_value"] & mask for symbol in table.iter_symbols()}
     except (OSError, ELFError) as error:
         raise BadInputError(f"not an ELF file: {error}", where=elf) from None
+
+
+def measure_objects(objects: Sequence[Path]) -> dict[str, int]:
+    """Adds up the sections of objects: where there is a C library, the linked file is mostly that.
+
+    Args:
+        objects: What was compiled. The application's have names that begin with ``app_``, the
+            model's tables are in ``model_weights.o``, and the arena is called ``ek_arena``.
+
+    Returns:
+        Those attributes of `Image` that are sizes of sections.
+    """
+    sizes = {"flash": 0, "constants": 0, "app": 0, "data": 0, "bss": 0}
+    for path in objects:
+        for name, size, kind in _allocated_sections(path):
+            if kind == "SHT_NOBITS":
+                sizes["bss"] += 0 if name == ".bss.ek_arena" else size
+                continue
+            sizes["flash"] += size
+            is_data = name.startswith(".data") and not name.startswith(".data.rel.ro")
+            sizes["data"] += size if is_data else 0
+            sizes["app"] += size if path.name.startswith("app_") else 0
+            is_table = path.name == "model_weights.o" or name.endswith("_args")
+            sizes["constants"] += size if is_table else 0
+    return {
+        "flash_bytes": sizes["flash"],
+        "flash_constants_bytes": sizes["constants"],
+        "flash_app_bytes": sizes["app"],
+        "data_bytes": sizes["data"],
+        "bss_bytes": sizes["bss"],
+    }
 
 
 def check_fit(bundle: Bundle, board: Board) -> None:
@@ -363,29 +394,6 @@ def _measure(elf: Path) -> dict[str, int]:
         "flash_app_bytes": size.get(".vectors", 0) + size.get(".app", 0),
         "data_bytes": size.get(".data", 0),
         "bss_bytes": size.get(".bss", 0),
-    }
-
-
-def _measure_host(jobs: Sequence[CompileJob]) -> dict[str, int]:
-    """Adds up the objects' sections: on the host the linked file is mostly the C library's."""
-    sizes = {"flash": 0, "constants": 0, "app": 0, "data": 0, "bss": 0}
-    for job in jobs:
-        for name, size, kind in _allocated_sections(job.object):
-            if kind == "SHT_NOBITS":
-                sizes["bss"] += 0 if name == ".bss.ek_arena" else size
-                continue
-            sizes["flash"] += size
-            is_data = name.startswith(".data") and not name.startswith(".data.rel.ro")
-            sizes["data"] += size if is_data else 0
-            sizes["app"] += size if job.object.name.startswith("app_") else 0
-            is_table = job.object.name == "model_weights.o" or name.endswith("_args")
-            sizes["constants"] += size if is_table else 0
-    return {
-        "flash_bytes": sizes["flash"],
-        "flash_constants_bytes": sizes["constants"],
-        "flash_app_bytes": sizes["app"],
-        "data_bytes": sizes["data"],
-        "bss_bytes": sizes["bss"],
     }
 
 
