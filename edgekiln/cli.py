@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from edgekiln.bench.verify import Verification
     from edgekiln.export.inspect import Inspection
     from edgekiln.firmware.boards import Board
+    from edgekiln.firmware.linux.releases import ReleaseInfo
+    from edgekiln.linux_deploy import LinuxOptions
     from edgekiln.pipeline import Given
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -425,15 +429,49 @@ def flash(model: str, board: str, optimize: str, given: Given, build_dir: Path) 
     click.echo(image.elf)
 
 
+host_option = click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    metavar="USER@HOST",
+    help="Where a board that runs Linux is; several may be given. `virtual` is a virtual one, "
+    "`virtual:raspi3b` an emulated Pi 3, `virtual:armhf` a 32-bit one.",
+)
+
+
 @cli.command()
 @model_argument
 @board_option
 @optimize_option
 @takes_own_model
+@host_option
+@click.option("--list", "as_list", is_flag=True, help="List the releases on the hosts instead.")
+@click.option("--rollback", is_flag=True, help="Go back to the release before instead.")
+@click.option(
+    "--service/--no-service",
+    default=None,
+    help="Serve the model there by systemd, or end that.  [default: as it is]",
+)
+@click.option(
+    "--runtimes/--no-runtimes",
+    default=True,
+    show_default=True,
+    help="Install and measure LiteRT and ONNX Runtime on the hosts too.",
+)
 @build_option
 @json_option
 def deploy(
-    model: str, board: str, optimize: str, given: Given, build_dir: Path, as_json: bool
+    model: str,
+    board: str,
+    optimize: str,
+    given: Given,
+    hosts: tuple[str, ...],
+    as_list: bool,
+    rollback: bool,
+    service: bool | None,
+    runtimes: bool,
+    build_dir: Path,
+    as_json: bool,
 ) -> None:
     """Take MODEL the whole way to a board, and report.
 
@@ -441,15 +479,90 @@ def deploy(
     since the last time is not done again. A Keras model from outside begins with its
     quantization, for which --data is needed (see `edgekiln quantize --help`). Exits with 1 when
     an output byte of the board differs from the host's.
+
+    A board that runs Linux is reached over SSH: --host says where, else RPI_HOST for the board
+    rpi. There the model becomes a release, which replaces the one before after its self-test.
     """
     from edgekiln import pipeline
+    from edgekiln.firmware.boards import load_board
 
+    chosen = load_board(board)
+    if as_list and rollback:
+        raise BadInputError("--list and --rollback are two different things")
+    if chosen.linux is not None:
+        from edgekiln.linux_deploy import LinuxOptions
+
+        options = LinuxOptions(hosts, runtimes, service)
+        _deploy_to_linux(
+            model, chosen, build_dir, optimize, given, options, as_list, rollback, as_json
+        )
+        return
+    if hosts or as_list or rollback or service is not None or not runtimes:
+        raise BadInputError(
+            "--host, --list, --rollback, --service and --no-runtimes are for boards that run Linux",
+            where=board,
+        )
     with stdout_for_results():
         results = pipeline.deploy(model, board, build_dir, optimize, given)
-    if as_json:
-        click.echo(results.read_text(encoding="utf-8"), nl=False)
+    _print_results([results], as_json)
+
+
+def _deploy_to_linux(
+    model: str,
+    board: Board,
+    build_dir: Path,
+    optimize: str,
+    given: Given,
+    options: LinuxOptions,
+    as_list: bool,
+    rollback: bool,
+    as_json: bool,
+) -> None:
+    """Deploys to hosts, lists their releases, or goes back to the one before."""
+    from edgekiln import linux_deploy
+
+    with stdout_for_results():
+        if as_list:
+            listed = linux_deploy.list_on_hosts(model, board, build_dir, options)
+        elif rollback:
+            done = linux_deploy.roll_back_hosts(model, board, build_dir, options)
+        else:
+            results = linux_deploy.deploy_to_hosts(
+                model, board, build_dir, optimize, given, options
+            )
+    if as_list and as_json:
+        print_json({host: [asdict(info) for info in infos] for host, infos in listed.items()})
+    elif as_list:
+        rows = [
+            (host, info.id, "current" if info.is_current else "", _whole(info), info.bytes)
+            for host, infos in listed.items()
+            for info in infos
+        ]
+        print_columns(("host", "release", "", "files", "bytes"), rows)
+    elif rollback and as_json:
+        print_json({host: asdict(each) for host, each in done.items()})
+    elif rollback:
+        print_columns(
+            ("host", "release", "was"),
+            [(host, each.id, each.previous) for host, each in done.items()],
+        )
     else:
-        click.echo(results)
+        _print_results(results, as_json)
+
+
+def _whole(info: ReleaseInfo) -> str:
+    return "whole" if info.is_whole else "damaged"
+
+
+def _print_results(paths: Sequence[Path], as_json: bool) -> None:
+    """Prints where results.json lies, or what is in it: of several boards a list."""
+    if not as_json:
+        for path in paths:
+            click.echo(path)
+    elif len(paths) == 1:
+        click.echo(paths[0].read_text(encoding="utf-8"), nl=False)
+    else:
+        print_json([json.loads(path.read_text(encoding="utf-8")) for path in paths])
 
 
 @cli.command()
