@@ -37,7 +37,7 @@ GENERATED_C = "generated C"
 _CODES, _REALS, _PROGRAM = "codes.bin", "reals.bin.gz", "measure.py"
 _GRACE_S = 60.0
 _OUT_OF_TIME = 124
-_KILLED = 128
+_KILLED, _MOST_SIGNALS = 128, 64
 
 Runtime = Literal["litert", "litert-reference", "onnxruntime"]
 _FORMATS: dict[Runtime, str] = {
@@ -408,7 +408,7 @@ def explain(done: Completed, timeout_s: float) -> str:
         return "the board's disk is full"
     if done.returncode == _OUT_OF_TIME:
         return f"it did not end within {timeout_s:.0f} s"
-    if done.returncode > _KILLED:
+    if _KILLED < done.returncode <= _KILLED + _MOST_SIGNALS:
         number = done.returncode - _KILLED
         names = {item.value: item.name for item in signal.Signals}
         name = names.get(number, f"signal {number}")

@@ -8,5 +8,5 @@ trap 'rm -f "$answer"' EXIT
 code=0
 timeout -k 5 "$seconds" "$@" <"$input" >"$answer" || code=$?
 cat "$answer"
-[ "$code" -ne 255 ] || code=254 # 255 is ssh's own
+[ "$code" -ne 255 ] || code=1 # 255 is ssh's own
 exit "$code"
