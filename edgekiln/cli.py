@@ -534,11 +534,11 @@ def _deploy_to_linux(
         print_json({host: [asdict(info) for info in infos] for host, infos in listed.items()})
     elif as_list:
         rows = [
-            (host, info.id, "current" if info.is_current else "", _whole(info), info.bytes)
+            (host, info.id, _state_of(info), info.bytes)
             for host, infos in listed.items()
             for info in infos
         ]
-        print_columns(("host", "release", "", "files", "bytes"), rows)
+        print_columns(("host", "release", "state", "bytes"), rows)
     elif rollback and as_json:
         print_json({host: asdict(each) for host, each in done.items()})
     elif rollback:
@@ -550,8 +550,9 @@ def _deploy_to_linux(
         _print_results(results, as_json)
 
 
-def _whole(info: ReleaseInfo) -> str:
-    return "whole" if info.is_whole else "damaged"
+def _state_of(info: ReleaseInfo) -> str:
+    state = "current" if info.is_current else "kept"
+    return state if info.is_whole else f"{state}, damaged"
 
 
 def _print_results(paths: Sequence[Path], as_json: bool) -> None:

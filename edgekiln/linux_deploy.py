@@ -564,20 +564,16 @@ def _show_outcomes(name: str, board: Board, outcomes: Sequence[Outcome]) -> None
                 share = percent(results.accuracy.int8_device)
             if results.latency_us is not None:
                 latency = f"{results.latency_us:,.0f} µs"
-        rows.append(
-            (
-                outcome.target.text,
-                facts.architecture if facts else "-",
-                deployed.id if deployed else "-",
-                "-" if deployed is None else f"{deployed.sent_bytes:,}",
-                share,
-                latency,
-                "emulated" if facts and facts.is_emulated else "",
-                "done" if outcome.error is None else f"failed: {outcome.error.what}",
-            )
-        )
-    columns = ("host", "core", "release", "bytes sent", "accuracy", "latency", "", "outcome")
+        outcome_text = "done" if outcome.error is None else "failed"
+        if facts and facts.is_emulated:
+            outcome_text += ", emulated"
+        cells = (facts.architecture if facts else "-", deployed.id[:8] if deployed else "-")
+        rows.append((outcome.target.text, *cells, share, latency, outcome_text))
+    columns = ("host", "core", "release", "accuracy", "latency", "outcome")
     show(make_table(f"{name} on {board.slug}", columns, rows))
+    for outcome in outcomes:
+        if outcome.error is not None:
+            say(f"{outcome.target.text}: failed: {outcome.error}")
 
 
 def _raise_first(outcomes: Sequence[Outcome], count: int | None = None) -> None:
