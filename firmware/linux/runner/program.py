@@ -73,6 +73,7 @@ class Program:
             elf=self.path,
             bin=None,
             hex=None,
+            uf2=None,
             inputs=bundle.inputs,
             outputs=bundle.outputs,
             nodes=bundle.nodes,
