@@ -18,8 +18,8 @@ from edgekiln.bench.tensors import Tensors
 from edgekiln.errors import BadInputError, BoardError
 from edgekiln.firmware.boards import Board
 from edgekiln.firmware.bundle import TensorInfo
-from edgekiln.firmware.counting import InstructionCount
-from edgekiln.firmware.emulator import RunningEmulator, start_emulator
+from edgekiln.firmware.counting import InferenceCount
+from edgekiln.firmware.emulators import Counts, RunningEmulator, start_emulator
 from edgekiln.firmware.image import Image
 
 Answer = tuple[bytes, int]
@@ -32,7 +32,10 @@ class DeviceRun:
 
     Attributes:
         outputs: One array ``[N, ...]`` per output of the model, in its order and of its dtype.
-        counts: Instructions of each inference, or None where nothing counts them.
+        counts: What each inference took, or None where nothing counts it.
+        counted: What ``counts`` are: instructions or cycles; None where nothing is counted.
+        cycles_model: How the cycles are modelled, in words; empty without.
+        emulated: Whether an emulator answered, and not a board.
         latency_us: Median time of an inference by the board's clock, or None under an emulator,
             whose clock says nothing about the board.
         stack_bytes: Measured peak of the stack, or None where it is not measured.
@@ -41,7 +44,10 @@ class DeviceRun:
     """
 
     outputs: Tensors
-    counts: tuple[InstructionCount, ...] | None
+    counts: tuple[InferenceCount, ...] | None
+    counted: Counts | None
+    cycles_model: str
+    emulated: bool
     latency_us: float | None
     stack_bytes: int | None
     ram_bytes: int
@@ -50,22 +56,41 @@ class DeviceRun:
     @property
     def instructions(self) -> int | None:
         """Instructions of the first inference, from the entry of invoke to its return."""
-        return self.counts[0].total if self.counts else None
+        return self._first("instructions")
+
+    @property
+    def cycles(self) -> int | None:
+        """Clock cycles of the first inference, from the entry of invoke to its return."""
+        return self._first("cycles")
 
     @property
     def instructions_min(self) -> int | None:
         """The fewest instructions that an inference took."""
-        return min(count.total for count in self.counts) if self.counts else None
+        return min(self._totals("instructions"), default=None)
 
     @property
     def instructions_max(self) -> int | None:
         """The most instructions that an inference took."""
-        return max(count.total for count in self.counts) if self.counts else None
+        return max(self._totals("instructions"), default=None)
 
     @property
     def per_node_instructions(self) -> tuple[int, ...] | None:
         """Instructions of each node in the first inference, in the order of ``Image.nodes``."""
-        return self.counts[0].per_node if self.counts else None
+        return self._first_per_node("instructions")
+
+    @property
+    def per_node_cycles(self) -> tuple[int, ...] | None:
+        """Clock cycles of each node in the first inference, in the order of ``Image.nodes``."""
+        return self._first_per_node("cycles")
+
+    def _totals(self, unit: Counts) -> list[int]:
+        return [count.total for count in self.counts or ()] if self.counted == unit else []
+
+    def _first(self, unit: Counts) -> int | None:
+        return next(iter(self._totals(unit)), None)
+
+    def _first_per_node(self, unit: Counts) -> tuple[int, ...] | None:
+        return self.counts[0].per_node if self.counts and self.counted == unit else None
 
 
 def run_on_board(
@@ -87,7 +112,7 @@ def run_on_board(
         board: The board.
         inputs: One array ``[N, ...]`` of the input's dtype, or one per input of the model.
         port: Serial port of a real board that holds the image; None starts the emulator.
-        count: Count instructions where the emulator can.
+        count: Count instructions or cycles where the emulator can.
         progress: Show a progress bar.
         stream: Let the model remember, from a fresh start, across all inferences.
 
@@ -130,7 +155,7 @@ def _run_all(
 ) -> DeviceRun:
     device.hello()
     _check_model(image, device)
-    counter = emulator if emulator is not None and emulator.is_counting else None
+    counter = emulator if emulator is not None and emulator.counts else None
     what = f"inferences on {board.slug}"
     if stream and image.state_bytes:
         answers, counts = _run_stream(device, rows, counter, what if progress else None)
@@ -143,6 +168,9 @@ def _run_all(
     return DeviceRun(
         outputs=_unpack_outputs(image, [output for output, _ in answers]),
         counts=tuple(counts) or None,
+        counted=counter.counts if counter else None,
+        cycles_model=counter.cycles_model if counter else "",
+        emulated=board.is_emulated and emulator is not None,
         latency_us=None
         if board.is_emulated and emulator
         else statistics.median(elapsed_us for _, elapsed_us in answers),
@@ -154,9 +182,9 @@ def _run_all(
 
 def _run_each(
     device: Device, rows: Iterable[bytes], counter: RunningEmulator | None
-) -> tuple[list[Answer], list[InstructionCount]]:
+) -> tuple[list[Answer], list[InferenceCount]]:
     answers: list[Answer] = []
-    counts: list[InstructionCount] = []
+    counts: list[InferenceCount] = []
     for row in rows:
         answers.append(device.run_timed(row))
         if counter is not None:
@@ -166,7 +194,7 @@ def _run_each(
 
 def _run_stream(
     device: Device, rows: Sequence[bytes], counter: RunningEmulator | None, what: str | None
-) -> tuple[list[Answer], list[InstructionCount]]:
+) -> tuple[list[Answer], list[InferenceCount]]:
     """Runs a stream, with a progress bar named ``what``."""
     if what is None:
         answers = device.run_stream(rows)
@@ -200,7 +228,7 @@ def _read_stack(image: Image, device: Device) -> int | None:
     return stack_bytes
 
 
-def _last_counts(emulator: RunningEmulator, inferences: int) -> list[InstructionCount]:
+def _last_counts(emulator: RunningEmulator, inferences: int) -> list[InferenceCount]:
     """The counts of the inferences just answered; where some were repeated, of the last."""
     counts = emulator.take_counts()
     if len(counts) < inferences:

@@ -296,14 +296,17 @@ def measure_few(
 
 def bench_result(name: str, image: Image, board: Board, device: DeviceRun) -> BenchResult:
     """Returns the numbers of one model on one board."""
-    counts = device.per_node_instructions or (None,) * len(image.nodes)
+    nothing = (None,) * len(image.nodes)
+    instructions = device.per_node_instructions or nothing
+    cycles = device.per_node_cycles or nothing
     return BenchResult(
         board=board.slug,
-        emulated=board.is_emulated,
+        emulated=device.emulated,
         model=name,
         macs=image.macs,
         instructions=device.instructions,
-        cycles=None,
+        cycles=device.cycles,
+        cycles_model=device.cycles_model or None,
         latency_us=device.latency_us,
         flash_bytes=image.flash_bytes,
         flash_constants_bytes=image.flash_constants_bytes,
@@ -312,8 +315,8 @@ def bench_result(name: str, image: Image, board: Board, device: DeviceRun) -> Be
         arena_bytes=image.arena_bytes,
         stack_bytes=device.stack_bytes,
         per_node=tuple(
-            NodeCost(node.index, node.op, node.name, node.macs, instructions)
-            for node, instructions in zip(image.nodes, counts, strict=True)
+            NodeCost(node.index, node.op, node.name, node.macs, *costs)
+            for node, *costs in zip(image.nodes, instructions, cycles, strict=True)
         ),
         toolchain=image.toolchain,
         flags=image.flags,

@@ -34,6 +34,7 @@ class NodeCost:
         name: The name of the tensor it makes.
         macs: Multiply-accumulates of one inference.
         instructions: Instructions retired in one inference, or None where they were not counted.
+        cycles: Clock cycles of one inference, or None where nothing counts them.
     """
 
     index: int
@@ -41,6 +42,7 @@ class NodeCost:
     name: str
     macs: int
     instructions: int | None
+    cycles: int | None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class BenchResult:
         macs: Multiply-accumulates of one inference.
         instructions: Instructions retired in one inference, or None.
         cycles: Clock cycles of one inference, or None where nothing counts them.
+        cycles_model: How an emulator models them, in words, or None.
         latency_us: Time of one inference, or None; an emulator has none.
         flash_bytes: The linked image: vectors, code, constants, initialised data.
         flash_constants_bytes: The model's weights, biases and tables in it.
@@ -72,6 +75,7 @@ class BenchResult:
     macs: int
     instructions: int | None
     cycles: int | None
+    cycles_model: str | None
     latency_us: float | None
     flash_bytes: int
     flash_constants_bytes: int
@@ -98,6 +102,12 @@ class BenchResult:
         for what, part, whole in sizes:
             if part > whole:
                 raise BadInputError(what, where="result", got=part, allowed=f"at most {whole}")
+        if (self.cycles_model is not None) != (self.emulated and self.cycles is not None):
+            raise BadInputError(
+                "an emulator's cycles, and no others, come with a word on how they are modelled",
+                where="result: cycles_model",
+                got=repr(self.cycles_model),
+            )
         if self.emulated and self.latency_us is not None:
             raise BadInputError(
                 "an emulated board has no latency",

@@ -19,6 +19,9 @@ from edgekiln.errors import BadInputError
 FIRMWARE = Path(__file__).parent
 BOARDS = FIRMWARE / "boards"
 
+#: The emulators that edgekiln can drive: the modules of firmware/emulators.
+EMULATOR_KINDS = ("qemu", "rp2040js", "simavr")
+
 _MACRO = re.compile(r"EK_[A-Z][A-Z0-9_]*")
 
 T = TypeVar("T")
@@ -82,11 +85,13 @@ class Emulator:
     """A program that stands for the board.
 
     Attributes:
+        kind: How it is driven, one of `EMULATOR_KINDS`.
         program: Its name.
         machine: What it calls the board.
         packages: Debian packages that hold it.
     """
 
+    kind: str
     program: str
     machine: str
     packages: tuple[str, ...]
@@ -105,6 +110,7 @@ class Board:
         sources: The port's C files, relative to the firmware folder.
         linker_script: Template of the linker script, or None on the host.
         memory: Memory of the chip, or None on the host.
+        clock_hz: The core's clock once the port has set it up, or None on the host.
         uart: The serial port, or None on the host.
         timer: The timer, or None on the host.
         defines: Further numbers for the port, as C macros.
@@ -119,6 +125,7 @@ class Board:
     sources: tuple[str, ...]
     linker_script: str | None
     memory: Memory | None
+    clock_hz: int | None
     uart: Uart | None
     timer: Timer | None
     defines: tuple[tuple[str, int], ...]
@@ -152,6 +159,8 @@ class Board:
     def c_macros(self) -> dict[str, str]:
         """Returns what the port's C files may know of the board: macro name to C expression."""
         macros = {"EK_BOARD_NAME": f'"{self.slug}"'}
+        if self.clock_hz is not None:
+            macros["EK_CORE_CLOCK_HZ"] = f"{self.clock_hz}u"
         if self.uart:
             macros["EK_UART_ADDRESS"] = f"0x{self.uart.address:08X}u"
             macros["EK_UART_INTERRUPT"] = f"{self.uart.interrupt}u"
@@ -208,6 +217,7 @@ def read_board(path: Path) -> Board:
         toolchain=_read_toolchain(top.required_table("toolchain")),
         **_read_port(top.required_table("port")),
         memory=_read_memory(top.table("memory")),
+        clock_hz=_read_clock(top.table("clock")),
         uart=_read_uart(top.table("uart")),
         timer=_read_timer(top.table("timer")),
         defines=_read_defines(top.table("defines")),
@@ -216,6 +226,8 @@ def read_board(path: Path) -> Board:
     top.end()
     if (board.memory is None) != (board.linker_script is None):
         top.fail("memory", "[memory] and port.linker_script are there together or not at all")
+    if (board.memory is None) != (board.clock_hz is None):
+        top.fail("clock", "[memory] and [clock] are there together or not at all")
     return board
 
 
@@ -322,6 +334,14 @@ def _read_memory(table: _Table | None) -> Memory | None:
     return memory
 
 
+def _read_clock(table: _Table | None) -> int | None:
+    if table is None:
+        return None
+    clock_hz = table.number("hz", low=1)
+    table.end()
+    return clock_hz
+
+
 def _read_uart(table: _Table | None) -> Uart | None:
     if table is None:
         return None
@@ -360,7 +380,11 @@ def _read_defines(table: _Table | None) -> tuple[tuple[str, int], ...]:
 def _read_emulator(table: _Table | None) -> Emulator | None:
     if table is None:
         return None
+    kind = table.text("kind")
+    if kind not in EMULATOR_KINDS:
+        table.fail("kind", f"must be one of {', '.join(EMULATOR_KINDS)}", repr(kind))
     emulator = Emulator(
+        kind=kind,
         program=table.text("program"),
         machine=table.text("machine"),
         packages=table.texts("packages"),

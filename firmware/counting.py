@@ -1,6 +1,7 @@
-"""Exact instruction counts from QEMU, by a TCG plugin of our own (qemu/count.c).
+"""What an emulator counts: a plan that says where, and lines that say how much.
 
-The plugin is compiled on first use into the user's cache and found there afterwards.
+QEMU counts instructions, exactly, by a TCG plugin of our own (qemu/count.c), which is compiled
+on first use into the user's cache and found there afterwards.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ _VERSION = re.compile(r"version (\d+)\.")
 
 
 @dataclass(frozen=True)
-class InstructionCount:
-    """Instructions retired in one inference, from the entry of invoke to its return.
+class InferenceCount:
+    """What one inference took, from the entry of invoke to its return.
+
+    The unit is the emulator's: instructions retired, or clock cycles.
 
     Attributes:
         total: All of them.
@@ -73,7 +76,7 @@ class CountPlan:
                 lines.append(f"node {number} {address:#x}")
         return "\n".join(lines) + "\n"
 
-    def parse(self, text: str) -> tuple[InstructionCount, ...]:
+    def parse(self, text: str) -> tuple[InferenceCount, ...]:
         """Reads whole lines of the plugin's output, one inference a line.
 
         Raises:
@@ -81,7 +84,7 @@ class CountPlan:
         """
         return tuple(self._parse_line(line) for line in text.splitlines())
 
-    def _parse_line(self, line: str) -> InstructionCount:
+    def _parse_line(self, line: str) -> InferenceCount:
         numbers = [int(word) for word in line.split()]
         counted = iter(numbers[1:])
         marked = sum(address is not None for address in self._marks)
@@ -92,7 +95,7 @@ class CountPlan:
                 allowed=str(marked),
             )
         per_node = tuple(0 if address is None else next(counted) for address in self._marks)
-        return InstructionCount(numbers[0], per_node)
+        return InferenceCount(numbers[0], per_node)
 
 
 def build_plugin(qemu: str) -> Path:

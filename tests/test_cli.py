@@ -357,14 +357,14 @@ def test_bench_json(edgekiln: Call, model: Path, tmp_path: Path) -> None:
     assert code == 0
     found = json.loads(out)
     assert list(found) == [
-        *("board", "emulated", "model", "macs", "instructions", "cycles", "latency_us"),
-        *("flash_bytes", "flash_constants_bytes", "flash_code_bytes", "ram_bytes", "arena_bytes"),
-        *("stack_bytes", "per_node", "toolchain", "flags"),
+        *("board", "emulated", "model", "macs", "instructions", "cycles", "cycles_model"),
+        *("latency_us", "flash_bytes", "flash_constants_bytes", "flash_code_bytes", "ram_bytes"),
+        *("arena_bytes", "stack_bytes", "per_node", "toolchain", "flags"),
     ]
     assert (found["board"], found["emulated"], found["cycles"]) == ("mps2-an386", True, None)
     parts = found["flash_constants_bytes"] + found["flash_code_bytes"]
     assert found["flash_bytes"] == parts
-    assert list(found["per_node"][0]) == ["index", "op", "name", "macs", "instructions"]
+    assert list(found["per_node"][0]) == ["index", "op", "name", "macs", "instructions", "cycles"]
     assert sum(node["macs"] for node in found["per_node"]) == found["macs"]
     assert 0 < sum(node["instructions"] for node in found["per_node"]) <= found["instructions"]
 

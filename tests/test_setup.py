@@ -119,6 +119,18 @@ def test_only_what_is_missing_is_asked_for(machine: Machine) -> None:
     assert line.endswith("recommends gcc-arm-none-eabi libnewlib-arm-none-eabi")
 
 
+def test_continuous_integration_needs_more(machine: Machine) -> None:
+    machine.environment["CI"] = "true"
+    machine.add_tools(*TOOLS, "rsync", "aarch64-linux-gnu-gcc")
+    line = one_line(machine.setup())
+    wanted = "clang qemu-user qemu-user-static mmdebstrap openssh-client"
+    if not Path("/usr/sbin/sshd").exists():  # which lies outside of an ordinary user's PATH
+        wanted += " openssh-server"
+    assert line.endswith(f"recommends {wanted}")
+    machine.add_tools("clang", "mmdebstrap", "qemu-aarch64", "qemu-aarch64-static", "ssh")
+    assert machine.setup().returncode == 0
+
+
 def test_without_apt_the_line_names_the_packages(machine: Machine) -> None:
     machine.add_tools("gcc", "g++", "arm-none-eabi-gcc")
     (machine.bin / "apt-get").unlink()

@@ -4,7 +4,8 @@
  * input       int8 [input_height, input_width, channels], channels a multiple of 8
  * filter      int8: for every 16 channels, and the last 8, [filter_height, filter_width, 16 or 8]
  * bias        int32 [channels], less input_zero_point * sum(filter) of the channel
- * shift       int32 [channels], positive to the left (shifts_left tells whether any is)
+ * shift       int32 [channels], positive to the left (shifts_left: whether any is,
+ *             shifts_right: whether all are negative)
  * output      int8 [output_height, output_width, channels]
  * scratch     one window, filter_height * filter_width * channels bytes, where padded is 1
  * Taps outside of the input read its zero point. Two products share a sum of 16 bits where the
@@ -35,6 +36,7 @@ typedef struct {
     int32_t padded;
     int32_t pairs_fit;
     int32_t shifts_left;
+    int32_t shifts_right;
     int32_t output_zero_point;
     int32_t activation_min;
     int32_t activation_max;
@@ -178,6 +180,7 @@ static EK_INLINE void ek_depthwise_conv_2d_neon_s8(const ek_depthwise_conv_2d_ne
                               p->multiplier,
                               p->shift,
                               p->shifts_left,
+                              p->shifts_right,
                               p->output_zero_point,
                               p->activation_min,
                               p->activation_max};

@@ -1,6 +1,6 @@
 /* What the kernels for aarch64 share: fixed-point arithmetic on four channels, copies.
  *
- * A table that belongs to channels (bias, multiplier, shift) has zeros up to a multiple of four.
+ * A table that belongs to channels (bias, multiplier, shift) has zeros up to a multiple of eight.
  */
 #ifndef EK_NEON_H
 #define EK_NEON_H
@@ -9,16 +9,26 @@
 
 #include "ek_common.h"
 
+/* Compilers move loads to the front of a long run of multiplications, until there are no
+ * registers left. They may not move them over this. */
+#if defined(__GNUC__)
+#define EK_ORDER_LOADS() __asm__ volatile("" ::: "memory")
+#else
+#define EK_ORDER_LOADS() ((void)0)
+#endif
+
 /* How accumulators become outputs.
  *
  * bias, multiplier, shift  int32, one per channel
  * shifts_left              whether any shift is positive
+ * shifts_right             whether all shifts are negative
  */
 typedef struct {
     const int32_t *bias;
     const int32_t *multiplier;
     const int32_t *shift;
     int32_t shifts_left;
+    int32_t shifts_right;
     int32_t zero_point;
     int32_t low;
     int32_t high;
@@ -27,7 +37,7 @@ typedef struct {
 /* ek_scale of four accumulators. SQRDMULH is ek_doubling_high_mul. SRSHL rounds halves up:
  * one less where a negative number is shifted to the right, and they go away from zero. */
 static EK_INLINE int32x4_t ek_scale_neon(int32x4_t acc, int32x4_t multiplier, int32x4_t shift,
-                                         int32_t shifts_left)
+                                         int32_t shifts_left, int32_t shifts_right)
 {
     const int32x4_t zero = vdupq_n_s32(0);
     int32x4_t scaled = acc;
@@ -37,7 +47,7 @@ static EK_INLINE int32x4_t ek_scale_neon(int32x4_t acc, int32x4_t multiplier, in
         right = vminq_s32(shift, zero);
     }
     scaled = vqrdmulhq_s32(scaled, multiplier);
-    scaled = vsraq_n_s32(scaled, vandq_s32(scaled, right), 31);
+    scaled = vsraq_n_s32(scaled, shifts_right ? scaled : vandq_s32(scaled, right), 31);
     return vrshlq_s32(scaled, right);
 }
 
@@ -46,7 +56,7 @@ static EK_INLINE int32x4_t ek_scale_channels_neon(const ek_output_neon *o, int32
                                                   int32x4_t acc)
 {
     return ek_scale_neon(acc, vld1q_s32(o->multiplier + channel), vld1q_s32(o->shift + channel),
-                         o->shifts_left);
+                         o->shifts_left, o->shifts_right);
 }
 
 /* Adds the zero point to eight scaled accumulators, with saturation to 16 bits: what lies beyond
@@ -85,6 +95,21 @@ static EK_INLINE void ek_store_word_neon(int8_t *to, uint32_t word, int32_t coun
     }
 }
 
+/* Writes the first `count` of eight bytes, at most all of them. */
+static EK_INLINE void ek_store_8_neon(int8_t *to, int8x8_t bytes, int32_t count)
+{
+    if (count >= 8) {
+        vst1_s8(to, bytes);
+        return;
+    }
+    {
+        const uint64_t all = vget_lane_u64(vreinterpret_u64_s8(bytes), 0);
+        for (int32_t i = 0; i < count; ++i) {
+            to[i] = (int8_t)(uint8_t)(all >> (8 * i) & 0xFFu);
+        }
+    }
+}
+
 /* Copies bytes that do not overlap, and nothing beyond them; returns where `to` goes on. */
 static EK_INLINE int8_t *ek_copy_neon(int8_t *to, const int8_t *from, int32_t bytes)
 {
@@ -118,8 +143,19 @@ static EK_INLINE int8_t *ek_copy_neon(int8_t *to, const int8_t *from, int32_t by
 /* Fills bytes with one value; returns where `to` goes on. */
 static EK_INLINE int8_t *ek_fill_neon(int8_t *to, int32_t value, int32_t bytes)
 {
-    if (bytes > 0) {
-        memset(to, value, (size_t)bytes);
+    const int8x16_t all = vdupq_n_s8((int8_t)value);
+    if (bytes >= 16) {
+        for (int32_t i = 0; i + 16 <= bytes; i += 16) {
+            vst1q_s8(to + i, all);
+        }
+        vst1q_s8(to + bytes - 16, all);
+    } else if (bytes >= 8) {
+        vst1_s8(to, vget_low_s8(all));
+        vst1_s8(to + bytes - 8, vget_low_s8(all));
+    } else {
+        for (int32_t i = 0; i < bytes; ++i) {
+            to[i] = (int8_t)value;
+        }
     }
     return to + bytes;
 }

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgekiln.export.ir import DType, Graph
 from edgekiln.export.ops.activation import Activation, activation_range
+from edgekiln.export.ops.add import Add, has_one_size, quantized_scalars
 from edgekiln.export.ops.base import (
     Array,
     Kernel,
@@ -23,6 +24,7 @@ from edgekiln.export.ops.base import (
     Scratch,
     as_int64,
 )
+from edgekiln.export.ops.broadcasting import overlap_elementwise
 from edgekiln.export.ops.conv_2d import Conv2D, is_pointwise
 from edgekiln.export.ops.convolution import bias_and_input_offset, per_channel_requantization
 from edgekiln.export.ops.depthwise_conv_2d import DepthwiseConv2D
@@ -30,31 +32,44 @@ from edgekiln.export.ops.windows import window_overlap, window_scalars, windows_
 
 _NEON = frozenset({"neon"})
 _DOTPROD = frozenset({"neon", "dotprod"})
-_ROWS = 4
-"""Rows at a time, EK_ROWS_NEON of the kernels."""
-
-_CHANNELS = 4
+_CHANNELS = 8
 """Tables of channels have zeros up to a multiple of it."""
+
+
+def _rows(dot: bool) -> int:
+    """Returns how many rows are multiplied at a time, ``ek_rows_neon``."""
+    return 4 if dot else 2
 
 
 # ---- Weights ----
 
 
-def _padded(matrix: NDArray[np.int64]) -> NDArray[np.int8]:
-    """Pads ``[channels, inputs]`` with zeros to multiples of 4 channels and 16 inputs."""
-    channels, inputs = matrix.shape
-    return np.pad(matrix, ((0, -channels % _CHANNELS), (0, -inputs % 16))).astype(np.int8)
+def _padded(matrix: NDArray[np.int64], channels: int, inputs: int) -> NDArray[np.int8]:
+    """Pads ``[channels, inputs]`` with zeros to multiples of these numbers."""
+    pads = (0, -matrix.shape[0] % channels), (0, -matrix.shape[1] % inputs)
+    return np.pad(matrix, pads).astype(np.int8)
 
 
 def pack_rows_of_16(matrix: NDArray[np.int64]) -> Array:
     """Packs ``[channels, inputs]`` int8 weights for the plain product of ``ek_matmul_neon.h``.
 
     Returns:
-        int8, 1-D: [channels / 4, inputs / 16, 4 channels, 16 inputs].
+        int8, 1-D: for every 8 channels [inputs / 16, 8 channels, 16 inputs], then, where 8
+        inputs are left, [8 channels, 8 inputs].
     """
-    padded = _padded(matrix)
-    blocks = padded.reshape(padded.shape[0] // 4, 4, padded.shape[1] // 16, 16)
-    return np.ascontiguousarray(blocks.transpose(0, 2, 1, 3)).reshape(-1)
+    padded = _padded(matrix, 8, 8)
+    depth = padded.shape[1]
+    whole = depth // 16 * 16
+    blocks = padded.reshape(-1, 8, depth)
+    rows = blocks[:, :, :whole].reshape(len(blocks), 8, whole // 16, 16).transpose(0, 2, 1, 3)
+    parts = (rows, blocks[:, :, whole:])
+    return _joined(parts, len(blocks))
+
+
+def _joined(parts: tuple[NDArray[np.int8], ...], blocks: int) -> Array:
+    """Joins what belongs to each block."""
+    flat = [part.reshape(blocks, part.size // blocks) for part in parts]
+    return np.concatenate(flat, axis=1).reshape(-1)
 
 
 def pack_quads(matrix: NDArray[np.int64]) -> Array:
@@ -62,18 +77,24 @@ def pack_quads(matrix: NDArray[np.int64]) -> Array:
 
     Returns:
         int8, 1-D: blocks of 16 channels, then of 4, each [inputs / 16, channels of the block
-        / 4, 4 groups of inputs, 4 channels, 4 inputs].
+        / 4, 4 groups of inputs, 4 channels, 4 inputs], then [1 to 3 groups of inputs, channels
+        of the block / 4, 4 channels, 4 inputs] where inputs are left.
     """
-    padded = _padded(matrix)
+    padded = _padded(matrix, 4, 4)
     whole = padded.shape[0] // 16 * 16
-    packed = [_quads(padded[:whole], 16), _quads(padded[whole:], 4)]
-    return np.concatenate(packed)
+    return np.concatenate([_quads(padded[:whole], 16), _quads(padded[whole:], 4)])
 
 
 def _quads(matrix: NDArray[np.int8], block: int) -> Array:
-    channels, inputs = matrix.shape
-    split = matrix.reshape(channels // block, block // 4, 4, inputs // 16, 4, 4)
-    return np.ascontiguousarray(split.transpose(0, 3, 1, 4, 2, 5)).reshape(-1)
+    channels, depth = matrix.shape
+    if channels == 0:
+        return matrix.reshape(-1)
+    tiles = matrix.reshape(channels // block, block // 4, 4, depth // 4, 4)
+    whole = depth // 16 * 4
+    groups = tiles[:, :, :, :whole].reshape(*tiles.shape[:3], whole // 4, 4, 4)
+    left = tiles[:, :, :, whole:]
+    parts = (groups.transpose(0, 3, 1, 4, 2, 5), left.transpose(0, 3, 1, 2, 4))
+    return _joined(parts, len(tiles))
 
 
 def pack_channel_blocks(matrix: NDArray[np.int64]) -> Array:
@@ -92,7 +113,7 @@ def plain_pairs_fit(matrix: NDArray[np.int64]) -> bool:
 
     The sum leaves them only as (-128)(-128) + (-128)(-128) = 32768.
     """
-    padded = _padded(matrix)
+    padded = _padded(matrix, 1, 16)
     halves = padded.reshape(padded.shape[0], -1, 2, 8)
     return not bool(((halves[:, :, 0] == -128) & (halves[:, :, 1] == -128)).any())
 
@@ -123,7 +144,7 @@ def _output_scalars(op: Op, graph: Graph) -> dict[str, int]:
 def _channel_tables(
     op: Op, graph: Graph, matrix: NDArray[np.int64]
 ) -> tuple[dict[str, int], dict[str, Array]]:
-    """Returns the scalar ``shifts_left``, and bias, multiplier and shift of each channel.
+    """Returns which way shifts go, and bias, multiplier and shift of each channel.
 
     Args:
         op: The operator.
@@ -139,7 +160,11 @@ def _channel_tables(
         name: np.pad(np.broadcast_to(table, channels), (0, -channels % _CHANNELS)).astype(np.int32)
         for name, table in tables.items()
     }
-    return {"shifts_left": int(requant.shifts_left)}, rounded_up
+    ways = {
+        "shifts_left": int(requant.shifts_left),
+        "shifts_right": int((requant.shifts < 0).all()),
+    }
+    return ways, rounded_up
 
 
 def _product(
@@ -149,7 +174,8 @@ def _product(
     rows = op.output(graph).elements // op.input(graph, 1).shape[0]
     weights = op.input(graph, 1)
     matrix = as_int64(weights.data).reshape(weights.shape[0], -1)
-    depth = matrix.shape[1] + -matrix.shape[1] % 16
+    depth = matrix.shape[1] + -matrix.shape[1] % (4 if dot else 8)
+    scratch = Scratch(DType.INT8, min(rows, _rows(dot)) * (depth + -depth % 16))
     scalars, tables = _channel_tables(op, graph, matrix)
     scalars |= {
         "depth": depth,
@@ -159,26 +185,33 @@ def _product(
         **_output_scalars(op, graph),
     }
     filters = pack_quads(matrix) if dot else pack_rows_of_16(matrix)
-    return scalars, {"filter": filters, **tables}, (Scratch(DType.INT8, min(rows, _ROWS) * depth),)
+    return scalars, {"filter": filters, **tables}, (scratch,)
 
 
-_SPECIALISE = ("dot", "pairs_fit", "shifts_left")
+_SPECIALISE = ("dot", "pairs_fit", "shifts_left", "shifts_right")
 
 _MATRIX_SCALARS = (
     "reverse", "rows", "inputs", "depth", "channels", "dot", "pairs_fit", "shifts_left",
-    "output_zero_point", "activation_min", "activation_max",
+    "shifts_right", "output_zero_point", "activation_min", "activation_max",
 )  # fmt: skip
 _CONV_SCALARS = (
     "input_height", "input_width", "input_channels", "input_zero_point", "filter_height",
     "filter_width", "depth", "output_height", "output_width", "channels", "stride_height",
     "stride_width", "dilation_height", "dilation_width", "pad_top", "pad_left", "dot",
-    "pairs_fit", "shifts_left", "output_zero_point", "activation_min", "activation_max",
+    "pairs_fit", "shifts_left", "shifts_right", "output_zero_point", "activation_min",
+    "activation_max",
 )  # fmt: skip
 _DEPTHWISE_SCALARS = (
     "input_height", "input_width", "channels", "input_zero_point", "filter_height",
     "filter_width", "output_height", "output_width", "stride_height", "stride_width",
     "dilation_height", "dilation_width", "pad_top", "pad_left", "padded", "pairs_fit",
-    "shifts_left", "output_zero_point", "activation_min", "activation_max",
+    "shifts_left", "shifts_right", "output_zero_point", "activation_min", "activation_max",
+)  # fmt: skip
+
+
+_DEPTHWISE_SPECIALISE = (
+    "channels", "filter_height", "filter_width", "padded", "pairs_fit", "shifts_left",
+    "shifts_right",
 )  # fmt: skip
 
 
@@ -214,19 +247,23 @@ def _lower_matrix(dot: bool) -> Callable[[Op, Graph], tuple[KernelCall, ...]]:
     return lower
 
 
-def _overlap_matrix(op: Op, graph: Graph) -> Overlaps:
-    """All rows of a group of four are read before one of their outputs is written.
+def _overlap_matrix(dot: bool) -> Callable[[Op, Graph], Overlaps]:
+    """All rows of a group are read before one of their outputs is written.
 
     With I inputs and O outputs a row, forwards eO <= eI must hold at the end e of each group
     but the last; backwards bO >= bI at the beginning b of each. Both are linear.
     """
-    weights = op.input(graph, 1)
-    inputs, outputs = weights.shape[-1], weights.shape[0]
-    rows = op.input(graph, 0).elements // inputs
-    last_begin = (rows - 1) // _ROWS * _ROWS
-    before = max(0, last_begin * (outputs - inputs))
-    after = max(0, last_begin * (inputs - outputs))
-    return {0: Overlap(before, after)}
+
+    def overlap(op: Op, graph: Graph) -> Overlaps:
+        weights = op.input(graph, 1)
+        inputs, outputs = weights.shape[-1], weights.shape[0]
+        rows = op.input(graph, 0).elements // inputs
+        last_begin = (rows - 1) // _rows(dot) * _rows(dot)
+        before = max(0, last_begin * (outputs - inputs))
+        after = max(0, last_begin * (inputs - outputs))
+        return {0: Overlap(before, after)}
+
+    return overlap
 
 
 def _accepts_pointwise(op: Conv2D, graph: Graph) -> bool:
@@ -318,13 +355,44 @@ def _lower_depthwise(op: DepthwiseConv2D, graph: Graph) -> tuple[KernelCall, ...
         (x.index,),
         y.index,
         scratch=(Scratch(DType.INT8, taps.size if padded else 1),),
-        specialise=("filter_height", "filter_width", "padded", "pairs_fit", "shifts_left"),
+        specialise=_DEPTHWISE_SPECIALISE,
     )
     return (call,)
 
 
 def _cost_depthwise(op: DepthwiseConv2D, graph: Graph) -> float:
     return 0.4 * op.macs(graph) + 3.0 * op.output(graph).elements
+
+
+# ---- ADD ----
+
+
+def _lower_add(op: Add, graph: Graph) -> tuple[KernelCall, ...]:
+    scalars = quantized_scalars(op, graph)
+    for name in ("input_1", "input_2"):
+        exact = scalars[f"{name}_multiplier"] == 1 << 30 and scalars[f"{name}_shift"] == 0
+        scalars[f"{name}_halves"] = int(exact)
+    call = KernelCall(
+        "ek_add_neon_s8",
+        "ek_add_neon_s8.h",
+        {"length": op.output(graph).elements, **{name: scalars[name] for name in _ADD_SCALARS}},
+        {},
+        (op.inputs[0], op.inputs[1]),
+        op.outputs[0],
+        specialise=("input_1_halves", "input_2_halves"),
+    )
+    return (call,)
+
+
+_ADD_SCALARS = (
+    "input_1_offset", "input_1_multiplier", "input_1_shift", "input_1_halves", "input_2_offset",
+    "input_2_multiplier", "input_2_shift", "input_2_halves", "output_multiplier",
+    "output_shift", "output_zero_point", "activation_min", "activation_max",
+)  # fmt: skip
+
+
+def _cost_add(op: Add, graph: Graph) -> float:
+    return 6.0 * op.output(graph).elements
 
 
 _PER_MAC = {False: 0.22, True: 0.09}
@@ -337,7 +405,7 @@ def _matrix_kernel(dot: bool, accepts: Callable[..., bool]) -> Kernel:
         _cost_matrix(_PER_MAC[dot]),
         _DOTPROD if dot else _NEON,
         accepts,
-        _overlap_matrix,
+        _overlap_matrix(dot),
     )
 
 
@@ -368,3 +436,4 @@ DEPTHWISE_CONV_2D = (
         _overlap_window,
     ),
 )
+ADD = (Kernel("add_neon_s8", _lower_add, _cost_add, _NEON, has_one_size, overlap_elementwise),)

@@ -184,7 +184,8 @@ def lower_arithmetic(op: Arithmetic, graph: Graph) -> tuple[KernelCall, ...]:
     return broadcast_calls(op, graph, kernel, f"ek_arithmetic_{suffix}.h", clamp_scalars(op, graph))
 
 
-def _quantized_scalars(op: Add, graph: Graph) -> dict[str, int | float]:
+def quantized_scalars(op: Add, graph: Graph) -> dict[str, int | float]:
+    """Returns offsets, multipliers and the clamp of the int8 kernels."""
     a, b, y = op.input(graph, 0), op.input(graph, 1), op.output(graph)
     first, second, output = op.multipliers(graph)
     return {
@@ -203,17 +204,18 @@ def _quantized_scalars(op: Add, graph: Graph) -> dict[str, int | float]:
 
 def _lower_same_shape(op: Add, graph: Graph) -> tuple[KernelCall, ...]:
     a, b, y = op.input(graph, 0), op.input(graph, 1), op.output(graph)
-    scalars = {"length": y.elements, **_quantized_scalars(op, graph)}
+    scalars = {"length": y.elements, **quantized_scalars(op, graph)}
     return (KernelCall("ek_add_s8", "ek_add_s8.h", scalars, {}, (a.index, b.index), y.index),)
 
 
 def _lower_quantized(op: Add, graph: Graph) -> tuple[KernelCall, ...]:
     kernel = f"ek_add_sub_{SUFFIX[op.output(graph).dtype]}"
-    scalars = {"sign": op.sign, **_quantized_scalars(op, graph)}
+    scalars = {"sign": op.sign, **quantized_scalars(op, graph)}
     return broadcast_calls(op, graph, kernel, f"{kernel}.h", scalars)
 
 
-def _is_plain(op: Add, graph: Graph) -> bool:
+def has_one_size(op: Add, graph: Graph) -> bool:
+    """Tells whether the inputs are int8 and neither is broadcast."""
     a, b = op.input(graph, 0), op.input(graph, 1)
     return a.dtype is DType.INT8 and a.elements == b.elements
 
@@ -244,7 +246,7 @@ Add.kernels = (
         "add_s8",
         _lower_same_shape,
         lambda op, graph: 45.0 * op.output(graph).elements,
-        accepts=_is_plain,
+        accepts=has_one_size,
         overlap=overlap_elementwise,
     ),
     *Sub.kernels,

@@ -26,6 +26,7 @@ def results() -> Results:
         macs=1000,
         instructions=3500,
         cycles=None,
+        cycles_model=None,
         latency_us=None,
         flash_bytes=9000,
         flash_constants_bytes=5000,
@@ -34,8 +35,8 @@ def results() -> Results:
         arena_bytes=1024,
         stack_bytes=300,
         per_node=(
-            NodeCost(0, "CONV_2D", "net/conv/Relu;net/conv/BiasAdd", 1000, 3000),
-            NodeCost(1, "SOFTMAX", "out", 0, 400),
+            NodeCost(0, "CONV_2D", "net/conv/Relu;net/conv/BiasAdd", 1000, 3000, None),
+            NodeCost(1, "SOFTMAX", "out", 0, 400, None),
         ),
         toolchain="arm-none-eabi-gcc 12.2.1",
         flags="-mcpu=cortex-m4 -O2",

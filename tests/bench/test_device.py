@@ -16,7 +16,7 @@ from edgekiln.export.compiler import compile_model, write_bundle
 from edgekiln.export.interpret import run_graph
 from edgekiln.export.tflite_reader import read_tflite
 from edgekiln.firmware.boards import load_board
-from edgekiln.firmware.emulator import start_emulator
+from edgekiln.firmware.emulators import start_emulator
 from edgekiln.firmware.image import Image, build_image
 
 Build = Callable[[str], Image]
@@ -67,6 +67,13 @@ def test_an_emulated_board(build: Build, model: bytes, capfd: pytest.CaptureFixt
     assert (run.instructions_min, run.instructions_max) == (min(totals), max(totals))
     assert run.per_node_instructions == run.counts[0].per_node
     assert len(run.counts[0].per_node) == len(image.nodes)
+
+    assert (run.counted, run.cycles_model, run.emulated) == ("instructions", "", True)
+    assert run.cycles is run.per_node_cycles is None
+    as_cycles = dataclasses.replace(run, counted="cycles")
+    assert (as_cycles.cycles, as_cycles.per_node_cycles) == (totals[0], run.counts[0].per_node)
+    assert as_cycles.instructions is as_cycles.per_node_instructions is None
+    assert as_cycles.instructions_min is as_cycles.instructions_max is None
 
     assert run.latency_us is None
     assert run.stack_bytes is not None

@@ -22,7 +22,7 @@ from edgekiln.bench.protocol import About, Counters, Device, Profile, stuff_byte
 from edgekiln.errors import BadInputError, BoardError
 from edgekiln.export.compiler import compile_model, write_bundle
 from edgekiln.firmware.boards import load_board
-from edgekiln.firmware.emulator import start_emulator
+from edgekiln.firmware.emulators import start_emulator
 from edgekiln.firmware.image import Image, build_image
 
 Spoil = Callable[[bytes], bytes]

@@ -91,7 +91,7 @@ def test_hostile_names_do_nothing(results: Results) -> None:
         model=HOSTILE,
         inputs=HOSTILE,
         flags=HOSTILE,
-        per_node=(NodeCost(0, HOSTILE, HOSTILE, 1, 1),),
+        per_node=(NodeCost(0, HOSTILE, HOSTILE, 1, 1, None),),
         confusion=Confusion((HOSTILE, "dog"), ((9, 1), (3, 7))),
         artifacts=(dataclasses.replace(results.artifacts[0], name=HOSTILE),),
         versions={HOSTILE: HOSTILE},

@@ -22,7 +22,8 @@ from edgekiln.bench.results import (
 from edgekiln.errors import BadInputError
 
 BENCH_KEYS = [
-    *("board", "emulated", "model", "macs", "instructions", "cycles", "latency_us"),
+    *("board", "emulated", "model", "macs", "instructions", "cycles", "cycles_model"),
+    "latency_us",
     *("flash_bytes", "flash_constants_bytes", "flash_code_bytes"),
     *("ram_bytes", "arena_bytes", "stack_bytes", "per_node", "toolchain", "flags"),
 ]
@@ -36,7 +37,7 @@ def bench_part(results: Results) -> BenchResult:
 def test_bench_json_has_exactly_the_keys_of_the_contract(results: Results) -> None:
     value = to_json(bench_part(results))
     assert list(value) == BENCH_KEYS
-    assert list(value["per_node"][0]) == ["index", "op", "name", "macs", "instructions"]
+    assert list(value["per_node"][0]) == ["index", "op", "name", "macs", "instructions", "cycles"]
 
 
 def test_results_json_begins_with_the_bench_object(results: Results) -> None:
@@ -60,6 +61,15 @@ def test_an_emulator_has_no_latency(results: Results) -> None:
     with pytest.raises(BadInputError, match="latency"):
         dataclasses.replace(results, latency_us=12.0)
     assert dataclasses.replace(results, emulated=False, latency_us=12.0).latency_us == 12.0
+
+
+def test_an_emulator_says_how_it_models_cycles_and_a_board_does_not(results: Results) -> None:
+    modelled = dataclasses.replace(results, cycles=7, cycles_model="as the data sheet has it")
+    assert from_json(Results, to_json(modelled), "results.json") == modelled
+    assert dataclasses.replace(results, emulated=False, cycles=7).cycles == 7
+    for wrong in ({"cycles_model": None}, {"cycles": None}, {"emulated": False}):
+        with pytest.raises(BadInputError, match="how they are modelled"):
+            dataclasses.replace(modelled, **wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

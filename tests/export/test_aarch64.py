@@ -23,7 +23,6 @@ from emulated import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from tflite_builder import BuiltOp, BuiltTensor, activation, build_model, constant
 
 from edgekiln.bench.runners import CompiledRunner
@@ -176,6 +175,26 @@ def test_fully_connected_and_1x1(model: bytes, seed: int) -> None:
     check_emulated(model, seed)
 
 
+@pytest.mark.parametrize("scales", [(0.05, 0.05, 0.06), (0.3, 0.002, 0.1), (0.01, 0.07, 0.001)])
+@pytest.mark.parametrize("length", [5, 16, 300])
+def test_add(length: int, scales: tuple[float, float, float], tmp_path: Path) -> None:
+    """A tensor plus what a RELU makes of it, as the emulated program takes one input."""
+    shape = (1, length)
+    tensors = [
+        activation(shape, scales[0], -7),
+        activation(shape, scales[1], 120),
+        activation(shape, scales[2], 3),
+    ]
+    ops = [BuiltOp("RELU", [0], [1]), BuiltOp("ADD", [0, 1], [2], "AddOptions")]
+    compiled = compile_model(build_model(tensors, ops, [0], [2]), name="m", target="aarch64")
+    assert compiled.report["nodes"][1]["kernel"] == "add_neon_s8"
+    inputs = np.random.default_rng(length).integers(-128, 128, (20, *shape)).astype(np.int8)
+    found = node_outputs(compiled, inputs, tmp_path)
+    for x, got in zip(inputs, found, strict=True):
+        (want,) = run_graph(compiled.graph, [x])
+        assert got[-length:] == want.tobytes()
+
+
 SCALING = """
 #include <stdio.h>
 
@@ -207,11 +226,11 @@ int main(void)
             const int32_t m = i % 4 ? (1 << 30) | (next() & 0x3FFFFFFF) : i % 8 ? 1 << 30 : 0;
             const int32_t x = accumulator(shift < 0 ? -shift : 0);
             const int32x4_t scaled = ek_scale_neon(vdupq_n_s32(x), vdupq_n_s32(m),
-                                                   vdupq_n_s32(shift), shift > 0);
+                                                   vdupq_n_s32(shift), shift > 0, shift < 0);
             wrong += vgetq_lane_s32(scaled, 2) != ek_scale(x, m, shift);
             /* A node with left shifts has channels without one. */
             wrong += vgetq_lane_s32(ek_scale_neon(vdupq_n_s32(x), vdupq_n_s32(m),
-                                                  vdupq_n_s32(shift), 1), 1)
+                                                  vdupq_n_s32(shift), 1, 0), 1)
                      != ek_scale(x, m, shift);
         }
     }
@@ -267,32 +286,38 @@ def test_sdot_kernels_run_without_the_instruction(tmp_path: Path) -> None:
         assert got == want.tobytes()
 
 
-def unpack(packed: NDArray[np.int8], channels: int, inputs: int, dot: bool) -> NDArray[np.int8]:
-    """Reads packed weights where the kernels read them, place by place."""
-    depth = -(-inputs // 16) * 16
-    found = np.zeros((channels, inputs), np.int8)
-    whole = -(-channels // 4) * 4 // 16 * 16
-    for c in range(channels):
-        for i in range(inputs):
-            block = 16 if dot and c < whole else 4
-            start = c // block * block
-            if dot:
-                tile = (i // 16 * (block // 4) + (c - start) // 4) * 64
-                place = start * depth + tile + i % 16 // 4 * 16 + c % 4 * 4 + i % 4
-            else:
-                place = start * depth + i // 16 * 64 + c % 4 * 16 + i % 16
-            found[c, i] = packed[place]
-    return found
+def place_of_weight(channels: int, depth: int, c: int, i: int, dot: bool) -> int:
+    """Returns where the kernels read the weight of channel c and input i."""
+    in_sixteen = c < -(-channels // 4) * 4 // 16 * 16
+    block = (16 if in_sixteen else 4) if dot else 8
+    start = c // block * block
+    within = c - start
+    if i >= depth // 16 * 16:  # the inputs that are left
+        rest = start * depth + depth // 16 * 16 * block
+        if dot:
+            return rest + i % 16 // 4 * 4 * block + within * 4 + i % 4
+        return rest + within * 8 + i % 16
+    group = start * depth + i // 16 * 16 * block
+    if dot:
+        return group + within // 4 * 64 + i % 16 // 4 * 16 + within % 4 * 4 + i % 4
+    return group + within * 16 + i % 16
 
 
-@pytest.mark.parametrize(("channels", "inputs"), [(1, 1), (5, 17), (16, 32), (37, 40)])
+@pytest.mark.parametrize(
+    ("channels", "inputs"), [(1, 1), (5, 17), (16, 32), (37, 40), (20, 27), (9, 24)]
+)
 def test_packed_weights_hold_each_weight_once(channels: int, inputs: int) -> None:
     matrix = np.random.default_rng(2).integers(1, 128, (channels, inputs))
     for dot, pack in ((False, aarch64.pack_rows_of_16), (True, aarch64.pack_quads)):
         packed = pack(matrix)
-        assert packed.size == -(-channels // 4) * 4 * -(-inputs // 16) * 16
+        multiple = 4 if dot else 8
+        depth = -(-inputs // multiple) * multiple
+        assert packed.size == -(-channels // multiple) * multiple * depth
         assert np.count_nonzero(packed) == matrix.size
-        np.testing.assert_array_equal(unpack(packed, channels, inputs, dot), matrix)
+        for c in range(channels):
+            for i in range(inputs):
+                place = place_of_weight(channels, depth, c, i, dot)
+                assert packed[place] == matrix[c, i]
 
 
 def test_pairs_that_leave_16_bits_are_found() -> None:

@@ -15,7 +15,7 @@ import pytest
 import serial
 
 from edgekiln.firmware.boards import FIRMWARE, load_board
-from edgekiln.firmware.emulator import start_emulator
+from edgekiln.firmware.emulators import start_emulator
 from edgekiln.firmware.image import Image, build_image
 
 WriteToy = Callable[..., Path]

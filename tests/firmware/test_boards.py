@@ -51,6 +51,7 @@ def test_ports_see_the_board_as_macros(tmp_path: Path) -> None:
     board = read_board(write(tmp_path, VALID + "\n[defines]\nEK_UART_TX_PIN = 24\n"))
     macros = board.c_macros()
     assert macros["EK_BOARD_NAME"] == '"mine"'
+    assert macros["EK_CORE_CLOCK_HZ"] == "25000000u"
     assert macros["EK_UART_ADDRESS"] == "0x40004000u"
     assert macros["EK_UART_BAUD"] == "115200u"
     assert macros["EK_TIMER_CLOCK_HZ"] == "25000000u"
@@ -98,6 +99,10 @@ def test_a_slug_is_not_a_path() -> None:
         ('"arm/mem.c"', '"arm/missing.c"', "port.sources: no such file"),
         ('"arm/mem.c"', "7", "port.sources: must be a list of texts"),
         ('linker_script = "arm/cortex_m.ld"', "", "memory: [memory] and port.linker_script"),
+        ("[clock]\nhz = 25_000_000", "", "clock: [memory] and [clock] are there together"),
+        ("hz = 25_000_000\n\n[uart]", "hz = 0\n[uart]", "clock.hz: must be at least 1"),
+        ('kind = "qemu"', "", "emulator.kind: missing"),
+        ('kind = "qemu"', 'kind = "bochs"', "must be one of qemu, rp2040js, simavr; got 'bochs'"),
         ("[port]", "[ports]", "port: missing"),
         ("[emulator]", "[defines]\nlower = 1\n[emulator]", "defines.lower: must be a macro's name"),
         ("[emulator]", "emulator = 3\n[x]", "timer.emulator: unknown key"),

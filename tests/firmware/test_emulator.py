@@ -15,8 +15,8 @@ from edgekiln.errors import BadInputError, BoardError, ToolMissingError
 from edgekiln.export.interpret import run_graph
 from edgekiln.export.tflite_reader import read_tflite
 from edgekiln.firmware.boards import Board, Emulator, load_board
-from edgekiln.firmware.counting import CountPlan, InstructionCount, build_plugin
-from edgekiln.firmware.emulator import start_emulator
+from edgekiln.firmware.counting import CountPlan, InferenceCount, build_plugin
+from edgekiln.firmware.emulators import start_emulator
 from edgekiln.firmware.image import Image, build_image
 
 WriteToy = Callable[..., Path]
@@ -46,7 +46,7 @@ __attribute__((naked)) void toy_invoke(int8_t *arena __attribute__((unused)))
                      "bx lr\\n");
 }
 """
-KNOWN_COUNT = InstructionCount(2001 + 102 + 14 + 1, (2001, 0, 102, 14))
+KNOWN_COUNT = InferenceCount(2001 + 102 + 14 + 1, (2001, 0, 102, 14))
 
 # What a fault and an overflow look like in C.
 FAULT = "void toy_invoke(int8_t *arena) { arena[8] = *(volatile int8_t *)0xF0000000; }"
@@ -229,7 +229,7 @@ def test_invoke_returns_where_counting_ends(digits_image: DigitsImage) -> None:
 
 def test_counts_are_read_as_the_plan_says(digits_image: DigitsImage) -> None:
     plan = CountPlan(dataclasses.replace(digits_image("mlp", "host"), nodes=()))
-    assert plan.parse("12\n7\n") == (InstructionCount(12, ()), InstructionCount(7, ()))
+    assert plan.parse("12\n7\n") == (InferenceCount(12, ()), InferenceCount(7, ()))
     with pytest.raises(BoardError, match="did not pass all of its nodes; got 1 nodes; allowed: 0"):
         plan.parse("12 3\n")
 
@@ -258,7 +258,7 @@ def test_without_counting_there_are_no_counts(toy_image: Callable[..., Image]) -
         device.hello()
         device.run(bytes(4))
         assert emulator.take_counts() == ()
-        assert not emulator.is_counting
+        assert not emulator.counts
 
 
 # ---- the application ----
@@ -431,7 +431,7 @@ def test_an_application_that_does_not_start(
     reset = bytes.fromhex("0448 0549 8d46")  # ldr r0, …; ldr r1, …; mov sp, r1
     assert code.count(reset) == 1
     image.elf.write_bytes(code.replace(reset, bytes.fromhex("fee7 0549 8d46")))  # b .
-    monkeypatch.setattr("edgekiln.firmware.emulator._START_SECONDS", 0.3)
+    monkeypatch.setattr("edgekiln.firmware.emulators.base._START_SECONDS", 0.3)
     with (
         pytest.raises(BoardError, match="the application did not start"),
         start_emulator(load_board("mps2-an386"), image, count=False),

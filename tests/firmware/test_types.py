@@ -19,7 +19,7 @@ from edgekiln.errors import BoardError, DoesNotFitError
 from edgekiln.export.compiler import compile_model, write_bundle
 from edgekiln.firmware.boards import load_board
 from edgekiln.firmware.bundle import read_bundle
-from edgekiln.firmware.emulator import start_emulator
+from edgekiln.firmware.emulators import start_emulator
 from edgekiln.firmware.image import Image, build_image, check_fit, load_image, read_symbols
 
 WriteToy = Callable[..., Path]

@@ -1,0 +1,160 @@
+"""Builds the C program of a model for a board that runs Linux."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekiln.errors import BadInputError, ToolMissingError
+from edgekiln.files import write_text
+from edgekiln.firmware.boards import Toolchain
+from edgekiln.firmware.bundle import Bundle, TensorInfo, read_bundle
+from edgekiln.firmware.toolchain import STRICT_FLAGS, find_tool, first_error
+
+RUNNER = Path(__file__).parent
+PROGRAM_NAME = "edgekiln-model"
+HEADER_NAME = "ek_run_model.h"
+
+# The smallest core of each kind that Raspberry Pis have had; `Program.cpu_flags` may ask for more.
+_TOOLCHAINS = {
+    "aarch64": Toolchain(
+        "aarch64-linux-gnu-",
+        ("-mcpu=cortex-a53",),
+        ("gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"),
+    ),
+    "armv7l": Toolchain(
+        "arm-linux-gnueabihf-",
+        ("-mcpu=cortex-a7", "-mfpu=neon-vfpv4", "-mfloat-abi=hard"),
+        ("gcc-arm-linux-gnueabihf", "libc6-dev-armhf-cross"),
+    ),
+    "x86_64": Toolchain("", (), ("gcc", "libc6-dev")),
+}
+_FLAGS = ("-std=c99", "-O2", "-static", "-s", "-ffunction-sections", "-Wl,--gc-sections")
+_C_TYPES = {
+    "int8": "int8_t",
+    "uint8": "uint8_t",
+    "bool": "uint8_t",
+    "int16": "int16_t",
+    "int32": "int32_t",
+    "uint32": "uint32_t",
+    "int64": "int64_t",
+    "float32": "float",
+}
+
+
+@dataclass(frozen=True)
+class Program:
+    """The program of a model.
+
+    Attributes:
+        path: Where it lies.
+        architecture: What it runs on, as in `edgekiln.firmware.linux.facts.Facts`.
+        bundle: The generated C that it was made from.
+        flags: The C compiler's flags.
+        bytes: Its size.
+    """
+
+    path: Path
+    architecture: str
+    bundle: Bundle
+    flags: tuple[str, ...]
+    bytes: int
+
+
+def build_program(
+    bundle: Path, architecture: str, output: Path, *, cpu_flags: tuple[str, ...] = ()
+) -> Program:
+    """Compiles a bundle into a program that needs no library on the board.
+
+    Args:
+        bundle: The directory that `edgekiln compile` wrote.
+        architecture: What it shall run on: aarch64, armv7l or x86_64.
+        output: The program's path.
+        cpu_flags: Flags that choose the core, instead of those for the smallest one.
+
+    Raises:
+        ToolMissingError: The C compiler for that architecture is not installed.
+        BadInputError: There is none, the bundle cannot be used, or it does not compile.
+    """
+    if architecture not in _TOOLCHAINS:
+        raise BadInputError(
+            "no C compiler is known for this architecture",
+            got=architecture,
+            allowed=", ".join(_TOOLCHAINS),
+        )
+    toolchain = _TOOLCHAINS[architecture]
+    compiler = find_tool(toolchain, "gcc")
+    read = read_bundle(bundle)
+    flags = (*(cpu_flags or toolchain.cpu_flags), *_FLAGS, *STRICT_FLAGS)
+    with tempfile.TemporaryDirectory(prefix="edgekiln-") as temporary:
+        made = Path(temporary) / PROGRAM_NAME
+        write_text(Path(temporary) / HEADER_NAME, emit_run_model(read))
+        sources = [RUNNER / "main.c", *(bundle / name for name in read.sources)]
+        sources.append(bundle / read.golden_source)
+        argv = [compiler, *flags, f"-I{temporary}", f"-I{bundle.resolve()}"]
+        _compile([*argv, "-o", str(made), *(str(path.resolve()) for path in sources)], toolchain)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(made, output)
+    return Program(output, architecture, read, flags, output.stat().st_size)
+
+
+def emit_run_model(bundle: Bundle) -> str:
+    """Returns the text of ek_run_model.h: what main.c has to know of a model."""
+    name, first = bundle.name, bundle.outputs[0]
+    quantized = first.scale is not None and first.dtype != "float32"
+    state = f"static {name}_state state;" if bundle.state_bytes else ""
+    invoke = f"{name}_invoke(arena, &state)" if bundle.state_bytes else f"{name}_invoke(arena)"
+    reset = f"{name}_reset(&state)" if bundle.state_bytes else "((void)0)"
+    lines = [
+        "/* Made by edgekiln for the runner's main.c; do not edit. */",
+        "#ifndef EK_RUN_MODEL_H",
+        "#define EK_RUN_MODEL_H",
+        f'#include "{name}.h"',
+        f'#define EK_RUN_NAME "{name}"',
+        f"#define EK_RUN_ARENA_BYTES {bundle.arena_bytes}",
+        f"#define EK_RUN_INPUT_BYTES {sum(tensor.bytes for tensor in bundle.inputs)}",
+        f"#define EK_RUN_OUTPUT_BYTES {sum(tensor.bytes for tensor in bundle.outputs)}",
+        "/* offset in the arena, bytes */",
+        f"#define EK_RUN_INPUTS {_emit_spans(bundle.inputs)}",
+        f"#define EK_RUN_OUTPUTS {_emit_spans(bundle.outputs)}",
+        f"#define EK_RUN_GOLDEN_INPUTS {_emit_golden(name, 'input', bundle.inputs)}",
+        f"#define EK_RUN_GOLDEN_OUTPUTS {_emit_golden(name, 'output', bundle.outputs)}",
+        "/* The first output: its scores are what is printed. */",
+        f"#define EK_RUN_OUTPUT_TYPE {_C_TYPES[first.dtype]}",
+        f"#define EK_RUN_OUTPUT_LEN (EK_RUN_FIRST_BYTES / sizeof({_C_TYPES[first.dtype]}))",
+        f"#define EK_RUN_FIRST_BYTES {first.bytes}u",
+        f"#define EK_RUN_OUTPUT_SCALE {first.scale if quantized else 1.0!r}",
+        f"#define EK_RUN_OUTPUT_ZERO_POINT ({first.zero_point if quantized else 0})",
+        f"#define EK_RUN_DEFINE_STATE {state}",
+        f"#define EK_RUN_INVOKE(arena) {invoke}",
+        f"#define EK_RUN_RESET() {reset}",
+        "#endif",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _emit_spans(tensors: tuple[TensorInfo, ...]) -> str:
+    return f"{{{', '.join(f'{{{tensor.offset}u, {tensor.bytes}u}}' for tensor in tensors)}}}"
+
+
+def _emit_golden(name: str, kind: str, tensors: tuple[TensorInfo, ...]) -> str:
+    if len(tensors) == 1:
+        return f"{{{name}_golden_{kind}}}"
+    return f"{{{', '.join(f'{name}_golden_{kind}_{i}' for i in range(len(tensors)))}}}"
+
+
+def _compile(argv: list[str], toolchain: Toolchain) -> None:
+    environment = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode == 0:
+        return
+    if "stdint.h: No such file" in done.stderr or "cannot find -lc" in done.stderr:
+        raise ToolMissingError(
+            "the C library for the board is not installed",
+            hint=f"install it with: apt-get install {' '.join(toolchain.packages)}",
+        )
+    raise BadInputError(f"the program does not compile: {first_error(done.stderr)}")

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from edgekiln.errors import BadInputError, BoardError
+from edgekiln.firmware.linux.facts import Facts, find_facts, read_facts
+from edgekiln.firmware.linux.install import download_command, install_environment
+from edgekiln.firmware.linux.ssh import Connection
+
+FACTS = "machine aarch64\nbits 64\nglibc 2.19\npython 3.11.2\n"
+
+
+def write_wheel(directory: Path) -> None:
+    """Writes the wheel of a package with nothing but a number."""
+    directory.mkdir()
+    meta = "ektoy-1.0.dist-info"
+    with zipfile.ZipFile(directory / "ektoy-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("ektoy.py", "number = 7\n")
+        wheel.writestr(f"{meta}/METADATA", "Metadata-Version: 2.1\nName: ektoy\nVersion: 1.0\n")
+        tags = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        wheel.writestr(f"{meta}/WHEEL", tags)
+        wheel.writestr(f"{meta}/RECORD", f"ektoy.py,,\n{meta}/METADATA,,\n{meta}/WHEEL,,\n")
+
+
+@pytest.fixture
+def facts(connection: Connection) -> Facts:
+    found = find_facts(connection)
+    if not {"venv", "ensurepip"} <= found.modules:
+        pytest.skip("python3 there has no venv")
+    return found
+
+
+def test_environment_is_made_from_wheels_that_are_sent(
+    connection: Connection, facts: Facts, tmp_path: Path
+) -> None:
+    write_wheel(tmp_path / "wheels")
+    base = str(tmp_path / "the base")
+    made = [
+        install_environment(
+            connection, ["ektoy==1.0"], facts=facts, wheelhouse=tmp_path / "wheels", base=base
+        )
+        for _ in range(2)
+    ]
+    assert [environment.was_there for environment in made] == [False, True]
+    command = [made[0].python, "-c", "import ektoy; print(ektoy.number)"]
+    assert subprocess.run(command, capture_output=True, timeout=60).stdout == b"7\n"
+    (Path(made[0].directory) / ".complete").unlink()
+    with pytest.raises(BoardError, match="pip cannot install"):
+        (tmp_path / "wheels" / "ektoy-1.0-py3-none-any.whl").unlink()
+        install_environment(
+            connection, ["ektoy==1.0"], facts=facts, wheelhouse=tmp_path / "wheels", base=base
+        )
+
+
+@pytest.mark.parametrize(
+    "requirement", ["", "-r x", "--index-url=x", "a b", "a;b", "$(id)", "a @ b"]
+)
+def test_what_is_no_requirement_is_refused(connection: Connection, requirement: str) -> None:
+    facts = read_facts(FACTS, "pi")
+    with pytest.raises(BadInputError, match="not a requirement"):
+        install_environment(connection, [requirement], facts=facts)
+
+
+def test_wheels_are_fetched_for_the_board_not_for_this_machine(tmp_path: Path) -> None:
+    facts = read_facts(FACTS, "pi")
+    assert download_command(facts, ["ai-edge-litert==2.3.0"], tmp_path) == [
+        *("download", "--only-binary", ":all:", "--dest", str(tmp_path)),
+        *("--implementation", "cp", "--python-version", "3.11"),
+        *("--platform", "manylinux_2_19_aarch64", "--platform", "manylinux_2_18_aarch64"),
+        *("--platform", "manylinux_2_17_aarch64", "--platform", "manylinux2014_aarch64"),
+        *("--", "ai-edge-litert==2.3.0"),
+    ]
+    with pytest.raises(BadInputError, match="no wheels"):
+        download_command(dataclasses.replace(facts, glibc=None), [], tmp_path)
