@@ -366,8 +366,10 @@ def check_tools(work: Work, board: Board, *, run: bool) -> None:
         ToolMissingError: One is missing; the message says how to get it.
     """
     from edgekiln.bench.compiled import find_host_compiler
+    from edgekiln.firmware.boards import refuse_linux
     from edgekiln.firmware.toolchain import find_tool, install_hint
 
+    refuse_linux(board)
     if work.given is not None and not work.given.options.is_integer:
         raise BadInputError(
             f"--scheme {work.given.options.scheme} is for PCs: boards have no kernels for it",

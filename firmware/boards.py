@@ -103,6 +103,45 @@ class Emulator:
 
 
 @dataclass(frozen=True)
+class LinuxCore:
+    """A processor under Linux, and what is compiled for it.
+
+    Attributes:
+        architecture: That of programs, as in `edgekiln.firmware.linux.facts.Facts`.
+        features: What it has to have, in the kernel's words.
+        target: The compiler's target.
+        toolchain: The C compiler.
+    """
+
+    architecture: str
+    features: frozenset[str]
+    target: str
+    toolchain: Toolchain
+
+
+@dataclass(frozen=True)
+class Linux:
+    """A board that runs Linux and is reached over SSH.
+
+    Attributes:
+        hosts: Where to deploy when nothing else is said; usually empty.
+        directory: Where releases go there.
+        cores: The processors that such boards have; the first that fits is taken.
+    """
+
+    hosts: tuple[str, ...]
+    directory: str
+    cores: tuple[LinuxCore, ...]
+
+    def find_core(self, architecture: str, features: frozenset[str]) -> LinuxCore | None:
+        """Returns the processor that a board has, or None where nothing can be compiled for it."""
+        for core in self.cores:
+            if core.architecture == architecture and core.features <= features:
+                return core
+        return None
+
+
+@dataclass(frozen=True)
 class Board:
     """A board, as its TOML file describes it.
 
@@ -120,6 +159,7 @@ class Board:
         timer: The timer, or None on the host.
         defines: Further numbers for the port, as C macros.
         emulator: The emulator, or None where there is none.
+        linux: What there is to say of a board that runs Linux; None for all others.
     """
 
     slug: str
@@ -135,11 +175,12 @@ class Board:
     timer: Timer | None
     defines: tuple[tuple[str, int], ...]
     emulator: Emulator | None
+    linux: Linux | None = None
 
     @property
     def is_host(self) -> bool:
         """Whether it is the machine that edgekiln runs on."""
-        return self.memory is None
+        return self.memory is None and self.linux is None
 
     @property
     def is_emulated(self) -> bool:
@@ -227,6 +268,7 @@ def read_board(path: Path) -> Board:
         timer=_read_timer(top.table("timer")),
         defines=_read_defines(top.table("defines")),
         emulator=_read_emulator(top.table("emulator")),
+        linux=_read_linux(top.table("linux"), data),
     )
     top.end()
     if (board.memory is None) != (board.linker_script is None):
@@ -236,17 +278,31 @@ def read_board(path: Path) -> Board:
     return board
 
 
+def refuse_linux(board: Board) -> None:
+    """Refuses a board that runs Linux where an image for a microcontroller is wanted.
+
+    Raises:
+        BadInputError: It is one.
+    """
+    if board.linux is not None:
+        raise BadInputError(
+            "this board runs Linux and takes no image",
+            where=board.slug,
+            hint=f"use edgekiln deploy --board {board.slug}, which measures too",
+        )
+
+
 class _Table:
     """A TOML table from which every key is taken once, by type; what is left is an error."""
 
     def __init__(self, path: Path, name: str, values: dict[str, Any]) -> None:
-        self._path = path
+        self.path = path
         self._name = name
         self._values = dict(values)
 
     def fail(self, key: str, what: str, got: object = "") -> NoReturn:
         name = f"{self._name}.{key}" if self._name else key
-        raise BadInputError(f"{name}: {what}", where=self._path, got=got)
+        raise BadInputError(f"{name}: {what}", where=self.path, got=got)
 
     def _take(self, key: str, kind: type[T], kind_name: str) -> T:
         if key not in self._values:
@@ -280,13 +336,20 @@ class _Table:
         if key not in self._values:
             return None
         name = f"{self._name}.{key}" if self._name else key
-        return _Table(self._path, name, self._take(key, dict, "a table"))
+        return _Table(self.path, name, self._take(key, dict, "a table"))
 
     def required_table(self, key: str) -> _Table:
         table = self.table(key)
         if table is None:
             self.fail(key, "missing")
         return table
+
+    def tables(self, key: str) -> tuple[_Table, ...]:
+        values = self._take(key, list, "a list of tables")
+        name = f"{self._name}.{key}" if self._name else key
+        if not all(isinstance(value, dict) for value in values):
+            self.fail(key, "must be a list of tables", repr(values))
+        return tuple(_Table(self.path, f"{name}[{i}]", value) for i, value in enumerate(values))
 
     def file(self, key: str, name: str) -> str:
         if not (FIRMWARE / name).is_file():
@@ -400,3 +463,22 @@ def _read_emulator(table: _Table | None) -> Emulator | None:
     )
     table.end()
     return emulator
+
+
+def _read_linux(table: _Table | None, top: dict[str, Any]) -> Linux | None:
+    """Reads [linux]; the board's own target and [toolchain] are those of its last core."""
+    if table is None:
+        return None
+    cores = [_read_linux_core(core) for core in table.tables("cores")]
+    own = {**top["toolchain"], "target": top["target"], "features": []}
+    own["architecture"] = table.text("architecture")
+    cores.append(_read_linux_core(_Table(table.path, "linux", own)))
+    linux = Linux(table.texts("hosts"), table.text("directory"), tuple(cores))
+    table.end()
+    return linux
+
+
+def _read_linux_core(table: _Table) -> LinuxCore:
+    architecture, target = table.text("architecture"), table.text("target")
+    features = frozenset(table.texts("features"))
+    return LinuxCore(architecture, features, target, _read_toolchain(table))

@@ -23,7 +23,7 @@ from elftools.elf.sections import SymbolTableSection
 from edgekiln.errors import BadInputError, DoesNotFitError
 from edgekiln.files import read_input_file, write_bytes, write_json
 from edgekiln.firmware.app_model import HEADER_NAME, emit_app_model, emit_board
-from edgekiln.firmware.boards import FIRMWARE, Board, Memory
+from edgekiln.firmware.boards import FIRMWARE, Board, Memory, refuse_linux
 from edgekiln.firmware.bundle import Bundle, NodeInfo, TensorInfo, read_bundle
 from edgekiln.firmware.toolchain import (
     STRICT_FLAGS,
@@ -140,6 +140,7 @@ def build_image(
         ToolMissingError: The C compiler is not installed.
         BadInputError: The bundle is damaged, or does not compile.
     """
+    refuse_linux(board)
     model = read_bundle(bundle)
     check_fit(model, board)
     flags = (*board.cpu_flags, board.toolchain.standard, *_COMMON_FLAGS)

@@ -50,6 +50,8 @@ class Facts:
         has_flock: Whether flock is installed.
         has_systemd: Whether services of the user can be started.
         has_compiler: Whether a C compiler is installed.
+        is_emulated: Whether it says that it is no real board: a virtual Pi of edgekiln's, or a
+            machine of QEMU's.
     """
 
     model: str
@@ -72,6 +74,7 @@ class Facts:
     has_flock: bool
     has_systemd: bool
     has_compiler: bool
+    is_emulated: bool
 
     @property
     def has_neon(self) -> bool:
@@ -197,6 +200,7 @@ def read_facts(text: str, where: str) -> Facts:
         has_flock="flock" in values,
         has_systemd="systemd" in values,
         has_compiler="compiler" in values,
+        is_emulated="emulated" in values,
     )
 
 

@@ -14,6 +14,10 @@ done
 
 say model "$(first /proc/device-tree/model || true)"
 [ -s /proc/device-tree/model ] || say model "$(sed -n 's/^Model[[:space:]]*: //p' /proc/cpuinfo | head -n 1)"
+# What edgekiln's virtual Pis hold, and what QEMU's machine `virt` calls itself.
+if [ -e /etc/edgekiln-virtual-pi ] || [ "$(first /proc/device-tree/model || true)" = linux,dummy-virt ]; then
+    say emulated yes
+fi
 say os "$(sed -n 's/^PRETTY_NAME="\{0,1\}\([^"]*\)"\{0,1\}$/\1/p' /etc/os-release 2>/dev/null)"
 say kernel "$(uname -r)"
 say machine "$(uname -m)"

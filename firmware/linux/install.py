@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekiln.errors import BadInputError
-from edgekiln.files import sha256_bytes, sha256_file
+from edgekiln.console import say
+from edgekiln.errors import BadInputError, ToolMissingError
+from edgekiln.files import new_directory, sha256_bytes
 from edgekiln.firmware.linux.facts import Facts
 from edgekiln.firmware.linux.releases import DEFAULT_BASE
-from edgekiln.firmware.linux.ssh import Connection, check_remote_path
+from edgekiln.firmware.linux.ssh import Connection, check_remote_path, last_line
+from edgekiln.firmware.virtual_pi.rootfs import cache_directory, locked
 
 INSTALL_SCRIPT = Path(__file__).parent / "install.sh"
-INSTALL_TIMEOUT_S = 900.0
+INSTALL_TIMEOUT_S = 1800.0
 
 _ID_DIGITS = 20
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*((==|>=|<)[0-9][0-9A-Za-z.]*)?")
+#: Sent along with the wheels, so that the board needs no pip of its own.
+_PIP = "pip>=23"
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,58 @@ class Environment:
     def python(self) -> str:
         """The path of its Python on the board."""
         return f"{self.directory}/bin/python"
+
+
+def prepare_environment(
+    connection: Connection,
+    requirements: Sequence[str],
+    *,
+    facts: Facts,
+    base: str = DEFAULT_BASE,
+    cache: Path | None = None,
+) -> Environment:
+    """Makes a Python environment on a board, unless it is there, whoever has internet.
+
+    Wheels are fetched by this machine, once for all boards of a kind, and sent. Where it cannot
+    get them, the board's pip tries.
+
+    Args:
+        connection: The board.
+        requirements: What it shall hold, such as `RuntimeChoice.requirements`.
+        facts: What is known of the board.
+        base: The directory on the board that the environments are below.
+        cache: Where wheels are kept here; `cache_directory` by default.
+
+    Raises:
+        BadInputError: As `install_environment` does.
+        BoardError: As `install_environment` does.
+    """
+    found = find_environment(connection, requirements, facts=facts, base=base)
+    if found is not None:
+        return found
+    try:
+        wheels: Path | None = fetch_wheels(facts, requirements, cache)
+    except ToolMissingError as error:
+        say(f"{connection.host}: its own pip has to get the packages, as {error}")
+        wheels = None
+    return install_environment(connection, requirements, facts=facts, wheelhouse=wheels, base=base)
+
+
+def find_environment(
+    connection: Connection, requirements: Sequence[str], *, facts: Facts, base: str = DEFAULT_BASE
+) -> Environment | None:
+    """Returns the environment that holds this, or None where it has to be made.
+
+    Args as for `install_environment`.
+
+    Raises:
+        BadInputError: A requirement is not of the form ``name`` or ``name==version``.
+        BoardError: The board cannot be reached.
+    """
+    name = _environment_id(requirements, facts)
+    script = INSTALL_SCRIPT.read_text(encoding="utf-8")
+    said = connection.run(script, check_remote_path(base), name, "look").text.strip()
+    return Environment(f"{_envs(base)}/{name}", was_there=True) if said == "there" else None
 
 
 def install_environment(
@@ -53,25 +111,42 @@ def install_environment(
 
     Raises:
         BadInputError: A requirement is not of the form ``name`` or ``name==version``.
-        BoardError: The board lacks python3-venv, a wheel is missing, or its disk is full.
+        BoardError: The board lacks python3-venv, a wheel is missing, or its disk is full. Nothing
+            is left of the environment then.
     """
-    for requirement in requirements:
-        if not _REQUIREMENT.fullmatch(requirement):
-            raise BadInputError("not a requirement", got=repr(requirement), allowed="name==version")
-    wheels = sorted(wheelhouse.glob("*.whl")) if wheelhouse else []
-    contents = [*requirements, *(f"{path.name} {sha256_file(path)}" for path in wheels)]
-    name = sha256_bytes("\n".join([repr(facts.python), *contents]).encode())[:_ID_DIGITS]
-    script = INSTALL_SCRIPT.read_text(encoding="utf-8")
-    connection.run('mkdir -p -- "$1/envs"', check_remote_path(base))
-    directory = f"{base.rstrip('/')}/envs/{name}"
-    if connection.run(script, base, name, "look").text.strip() == "there":
-        return Environment(directory, was_there=True)
+    found = find_environment(connection, requirements, facts=facts, base=base)
+    if found is not None:
+        return found
+    name = _environment_id(requirements, facts)
     source = "internet"
     if wheelhouse:
-        connection.push(wheelhouse, f"{base.rstrip('/')}/envs/.wheels-{name}")
+        connection.push(wheelhouse, f"{_envs(base)}/.wheels-{name}")
         source = "wheels"
+    script = INSTALL_SCRIPT.read_text(encoding="utf-8")
     connection.run(script, base, name, source, *requirements, timeout_s=INSTALL_TIMEOUT_S)
-    return Environment(directory, was_there=False)
+    return Environment(f"{_envs(base)}/{name}", was_there=False)
+
+
+def fetch_wheels(facts: Facts, requirements: Sequence[str], cache: Path | None = None) -> Path:
+    """Returns a directory with the wheels that a board needs, fetched if not in the cache.
+
+    Args:
+        facts: What is known of the board.
+        requirements: What is wanted; what it depends on comes along, and pip.
+        cache: Where they are kept; `cache_directory` by default.
+
+    Raises:
+        BadInputError: The cache cannot be written, or there are no wheels for such a board.
+        ToolMissingError: pip cannot get them here.
+    """
+    key = repr((facts.architecture, facts.glibc, facts.python, sorted(requirements)))
+    place = (cache or cache_directory()) / f"wheels-{sha256_bytes(key.encode())[:16]}"
+    with locked(place):
+        if not place.is_dir():
+            with new_directory(place) as directory:
+                say(f"fetching Python wheels for {facts.architecture}")
+                _download(download_command(facts, [*requirements, _PIP], directory))
+    return place
 
 
 def download_command(facts: Facts, requirements: Sequence[str], directory: Path) -> list[str]:
@@ -95,3 +170,26 @@ def download_command(facts: Facts, requirements: Sequence[str], directory: Path)
         argv += ["--platform", platform]
     argv += ["--platform", f"manylinux2014_{facts.architecture}"]
     return [*argv, "--", *requirements]
+
+
+def _download(argv: Sequence[str]) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *argv]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        raise ToolMissingError(
+            "the Python wheels for the board cannot be fetched here",
+            got=last_line("\n".join(errors) or done.stderr),
+        )
+
+
+def _environment_id(requirements: Sequence[str], facts: Facts) -> str:
+    for requirement in requirements:
+        if not _REQUIREMENT.fullmatch(requirement):
+            raise BadInputError("not a requirement", got=repr(requirement), allowed="name==version")
+    contents = [repr(facts.python), *requirements]
+    return sha256_bytes("\n".join(contents).encode())[:_ID_DIGITS]
+
+
+def _envs(base: str) -> str:
+    return f"{base.rstrip('/')}/envs"

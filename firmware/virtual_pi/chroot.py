@@ -45,6 +45,14 @@ CPU part\t: 0xc07
 CPU revision\t: 5
 """,
 }
+#: What differs where the core is another one: a Raspberry Pi 5's.
+_CORTEX_A76 = {
+    "fp asimd evtstrm crc32 cpuid": "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp "
+    "asimdhp cpuid asimdrdm lrcpc dcpop asimddp",
+    "variant\t: 0x0": "variant\t: 0x4",
+    "0xd08": "0xd0b",
+    "revision\t: 3": "revision\t: 1",
+}
 _MODEL = "Model\t\t: edgekiln virtual Raspberry Pi (qemu-user)\n"
 
 
@@ -53,9 +61,13 @@ def default_cpu(architecture: Architecture) -> str:
     return _CPUS[architecture]
 
 
-def emit_cpuinfo(architecture: Architecture) -> str:
+def emit_cpuinfo(architecture: Architecture, cpu: str) -> str:
     """Returns a /proc/cpuinfo; the host's own would tell of another architecture."""
-    cores = [_CPUINFO[architecture].format(core=core) for core in range(_CORES)]
+    text = _CPUINFO[architecture]
+    if cpu == "cortex-a76":
+        for usual, other in _CORTEX_A76.items():
+            text = text.replace(usual, other)
+    cores = [text.format(core=core) for core in range(_CORES)]
     return "\n".join([*cores, _MODEL])
 
 
@@ -99,7 +111,7 @@ def chroot_command(root: Root, scratch: Path, cpu: str, disk_bytes: int | None) 
     reason = why_not(root.architecture)
     if reason is not None:
         raise reason
-    (scratch / "cpuinfo").write_text(emit_cpuinfo(root.architecture), encoding="ascii")
+    (scratch / "cpuinfo").write_text(emit_cpuinfo(root.architecture, cpu), encoding="ascii")
     emulator = _find_emulator(root.architecture)
     binfmt = "" if _is_registered(root.architecture) else _binfmt_line(root.architecture, emulator)
     namespaces = ["--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]

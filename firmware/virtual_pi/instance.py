@@ -15,6 +15,7 @@ from typing import Literal, NoReturn, Self
 
 from edgekiln.errors import BadInputError, BoardError
 from edgekiln.firmware.virtual_pi.access import ALIAS, Access
+from edgekiln.firmware.virtual_pi.kept_disk import KeptDisk
 from edgekiln.firmware.virtual_pi.rootfs import USER, Architecture, guard_command
 
 Kind = Literal["chroot", "virt", "raspi3b"]
@@ -50,6 +51,7 @@ class VirtualPi:
         plan: Callable[[Access, int], list[str]],
         port: int | None,
         wait_s: float,
+        disk: KeptDisk | None = None,
     ) -> None:
         """Starts it and waits until its sshd answers.
 
@@ -59,6 +61,7 @@ class VirtualPi:
             plan: Prepares the scratch directory for a port and returns the command.
             port: A free port on the loopback interface; None for any.
             wait_s: How long the start may take, in seconds.
+            disk: The disk that outlives it, if any; given back when it stops.
 
         Raises:
             BoardError: It does not start; says what it said last.
@@ -69,6 +72,7 @@ class VirtualPi:
         self.architecture: Architecture = architecture
         self._plan = plan
         self._wait_s = wait_s
+        self._disk = disk
         self._process: subprocess.Popen[bytes] | None = None
         self._directory = Path(tempfile.mkdtemp(prefix="edgekiln-pi-"))
         self._access = Access(self._directory)
@@ -150,6 +154,8 @@ class VirtualPi:
             self._process.wait()
             self._process = None
         shutil.rmtree(self._directory, ignore_errors=True)
+        if self._disk is not None:
+            self._disk.release()
 
     def __enter__(self) -> Self:
         return self

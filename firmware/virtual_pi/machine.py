@@ -102,7 +102,7 @@ def machine_command(
         BadInputError: There is no room for the disk.
     """
     program = find_program("qemu-system-aarch64", "qemu-system-arm")
-    own_disk, initrd = access.directory / "disk.img", access.directory / "initrd"
+    own_disk, initrd = (access.directory / "disk.img").resolve(), access.directory / "initrd"
     if not own_disk.exists():
         _copy_disk(disk, own_disk)
     own_files = {f"pi/{p.name}": (0o644, p.read_bytes()) for p in access.server_files.iterdir()}
@@ -131,9 +131,13 @@ def _quoted(path: Path) -> str:
 
 
 def _copy_disk(disk: Path, copy: Path) -> None:
-    command = ["cp", "--sparse=always", "--reflink=auto", "--", str(disk), str(copy)]
+    half = copy.with_name(f".{copy.name}")
+    command = ["cp", "--sparse=always", "--reflink=auto", "--", str(disk), str(half)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
+    if result.returncode == 0:
+        half.replace(copy)
+    else:
+        half.unlink(missing_ok=True)
         raise BadInputError(
             "no room for a virtual Pi's disk",
             got=result.stderr.strip(),

@@ -9,6 +9,7 @@ from edgekiln.errors import BadInputError
 from edgekiln.firmware.virtual_pi import chroot, machine
 from edgekiln.firmware.virtual_pi.access import Access
 from edgekiln.firmware.virtual_pi.instance import Kind, VirtualPi
+from edgekiln.firmware.virtual_pi.kept_disk import KeptDisk
 from edgekiln.firmware.virtual_pi.machine import MachineKind
 from edgekiln.firmware.virtual_pi.rootfs import Architecture, build_root, find_program
 
@@ -24,6 +25,7 @@ def start_virtual_pi(
     disk_bytes: int | None = None,
     port: int | None = None,
     cache: Path | None = None,
+    disk: Path | None = None,
 ) -> VirtualPi:
     """Builds a virtual Pi if need be, and starts it.
 
@@ -34,6 +36,8 @@ def start_virtual_pi(
         disk_bytes: How much can be written to its disk; None for as much as there is.
         port: A free port on the loopback interface; None for any.
         cache: Where the root file system is kept.
+        disk: A directory that keeps its disk from one start to the next; None for a disk that
+            is gone when it is stopped. One virtual Pi at a time can use it.
 
     Returns:
         The running Pi, whose sshd answers. It is to be stopped, best by ``with``.
@@ -45,7 +49,7 @@ def start_virtual_pi(
     """
     if cpu is not None and not cpu.replace("-", "").replace(",", "").isalnum():
         raise BadInputError("no such core", got=cpu)
-    if disk_bytes is not None and disk_bytes <= 0:
+    if disk_bytes is not None and (disk_bytes <= 0 or disk is not None):
         raise BadInputError("no such disk", got=f"{disk_bytes} bytes")
     reason = chroot.why_not(architecture) if kind in (None, "chroot") else None
     if kind is None and reason is not None and architecture == "arm64":
@@ -54,8 +58,8 @@ def start_virtual_pi(
     if reason is not None:
         raise reason
     if kind == "virt" or kind == "raspi3b":
-        return _start_machine(kind, architecture, cpu, disk_bytes, port, cache)
-    return _start_chroot(architecture, cpu, disk_bytes, port, cache)
+        return _start_machine(kind, architecture, cpu, disk_bytes, port, cache, disk)
+    return _start_chroot(architecture, cpu, disk_bytes, port, cache, disk)
 
 
 def _start_chroot(
@@ -64,11 +68,15 @@ def _start_chroot(
     disk_bytes: int | None,
     port: int | None,
     cache: Path | None,
+    disk: Path | None,
 ) -> VirtualPi:
     root = build_root(architecture, cache)
     core = cpu or chroot.default_cpu(architecture)
+    kept = None if disk is None else KeptDisk(disk, root.path.parent.name)
 
     def plan(access: Access, chosen: int) -> list[str]:
+        if kept is not None:
+            kept.put_at(access.directory / "disk")
         if disk_bytes is not None and (access.directory / "disk").exists():
             raise BadInputError("a disk of limited size is lost with its power")
         access.write_configuration(
@@ -76,7 +84,7 @@ def _start_chroot(
         )
         return chroot.chroot_command(root, access.directory, core, disk_bytes)
 
-    return VirtualPi("chroot", architecture, plan=plan, port=port, wait_s=_CHROOT_WAIT_S)
+    return VirtualPi("chroot", architecture, plan=plan, port=port, wait_s=_CHROOT_WAIT_S, disk=kept)
 
 
 def _start_machine(
@@ -86,6 +94,7 @@ def _start_machine(
     disk_bytes: int | None,
     port: int | None,
     cache: Path | None,
+    disk: Path | None,
 ) -> VirtualPi:
     if architecture != "arm64":
         raise BadInputError(f"no {kind} of this architecture", got=architecture, allowed="arm64")
@@ -95,13 +104,17 @@ def _start_machine(
         raise BadInputError("the Raspberry Pi 3 has a core of its own", got=cpu)
     find_program("qemu-system-aarch64", "qemu-system-arm")
     find_program("mke2fs", "e2fsprogs")
-    disk, kernel = machine.build_disk(build_root(architecture, cache)), machine.build_kernel(cache)
+    image, kernel = machine.build_disk(build_root(architecture, cache)), machine.build_kernel(cache)
     core = cpu or chroot.default_cpu(architecture)
+    kept = None if disk is None else KeptDisk(disk, image.name)
 
     def plan(access: Access, chosen: int) -> list[str]:
+        if kept is not None:
+            kept.put_at(access.directory / "disk.img")
         access.write_configuration(
             chosen, guest=machine.GUEST, environment=f"EDGEKILN_VIRTUAL_PI={kind}"
         )
-        return machine.machine_command(kind, kernel, disk, access, chosen, core)
+        return machine.machine_command(kind, kernel, image, access, chosen, core)
 
-    return VirtualPi(kind, architecture, plan=plan, port=port, wait_s=_MACHINE_WAIT_S[kind])
+    wait_s = _MACHINE_WAIT_S[kind]
+    return VirtualPi(kind, architecture, plan=plan, port=port, wait_s=wait_s, disk=kept)

@@ -6,7 +6,13 @@ import pytest
 
 from edgekiln.errors import BadInputError
 from edgekiln.export.targets import TARGETS
-from edgekiln.firmware.boards import BOARDS, board_slugs, load_board, read_board
+from edgekiln.firmware.boards import (
+    BOARDS,
+    board_slugs,
+    load_board,
+    read_board,
+    refuse_linux,
+)
 
 VALID = (BOARDS / "mps2-an386.toml").read_text()
 
@@ -18,7 +24,7 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_the_boards_of_this_release_are_there() -> None:
-    assert board_slugs() == ("host", "mps2-an385", "mps2-an386")
+    assert board_slugs() == ("host", "mps2-an385", "mps2-an386", "rpi")
 
 
 @pytest.mark.parametrize("slug", board_slugs())
@@ -63,7 +69,7 @@ def test_ports_see_the_board_as_macros(tmp_path: Path) -> None:
     [
         ("mps2-an368", "mps2-an386"),
         ("MPS2-AN385", "mps2-an385"),
-        ("pico", ""),
+        ("zx81", ""),
         ("mps2an385", "mps2-an385"),
         ("hots", "host"),
     ],
@@ -124,3 +130,31 @@ def test_a_damaged_board_is_refused_naming_file_and_key(
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="not a board file"):
         read_board(tmp_path / "none.toml")
+
+
+def test_a_board_with_linux_takes_no_image() -> None:
+    board = load_board("rpi")
+    assert board.linux is not None and not board.is_host and not board.is_emulated
+    assert board.linux.cores[-1].toolchain == board.toolchain
+    assert {core.target for core in board.linux.cores} <= TARGETS.keys()
+    with pytest.raises(BadInputError, match=r"^rpi: this board runs Linux and takes no image; use"):
+        refuse_linux(board)
+    refuse_linux(load_board("host"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('architecture = "aarch64" # of', 'architectur = "aarch64" # of', "architecture: missing"),
+        ("features = []", "features = 1", r"linux.cores\[1\].features: must be a list of texts"),
+        ("[linux]\n", "[linux]\nother = 1\n", "linux.other: unknown key"),
+        ('directory = "edgekiln"', "directory = 1", "linux.directory: must be a text"),
+    ],
+)
+def test_what_is_wrong_with_a_board_with_linux_is_named(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    text = (BOARDS / "rpi.toml").read_text()
+    assert old in text
+    with pytest.raises(BadInputError, match=message):
+        read_board(write(tmp_path, text.replace(old, new)))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import zipfile
 from pathlib import Path
@@ -9,22 +10,26 @@ import pytest
 
 from edgekiln.errors import BadInputError, BoardError
 from edgekiln.firmware.linux.facts import Facts, find_facts, read_facts
-from edgekiln.firmware.linux.install import download_command, install_environment
+from edgekiln.firmware.linux.install import (
+    download_command,
+    install_environment,
+    prepare_environment,
+)
 from edgekiln.firmware.linux.ssh import Connection
 
 FACTS = "machine aarch64\nbits 64\nglibc 2.19\npython 3.11.2\n"
 
 
-def write_wheel(directory: Path) -> None:
+def write_wheel(directory: Path, name: str = "ektoy") -> None:
     """Writes the wheel of a package with nothing but a number."""
     directory.mkdir()
-    meta = "ektoy-1.0.dist-info"
-    with zipfile.ZipFile(directory / "ektoy-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("ektoy.py", "number = 7\n")
-        wheel.writestr(f"{meta}/METADATA", "Metadata-Version: 2.1\nName: ektoy\nVersion: 1.0\n")
+    meta = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(directory / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{name}.py", "number = 7\n")
+        wheel.writestr(f"{meta}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         tags = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         wheel.writestr(f"{meta}/WHEEL", tags)
-        wheel.writestr(f"{meta}/RECORD", f"ektoy.py,,\n{meta}/METADATA,,\n{meta}/WHEEL,,\n")
+        wheel.writestr(f"{meta}/RECORD", f"{name}.py,,\n{meta}/METADATA,,\n{meta}/WHEEL,,\n")
 
 
 @pytest.fixture
@@ -55,6 +60,65 @@ def test_environment_is_made_from_wheels_that_are_sent(
         install_environment(
             connection, ["ektoy==1.0"], facts=facts, wheelhouse=tmp_path / "wheels", base=base
         )
+
+
+def test_of_other_environments_the_one_used_last_is_kept(
+    connection: Connection, facts: Facts, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+
+    def install(name: str) -> Path:
+        wheels = tmp_path / f"wheels of {name}"
+        write_wheel(wheels, name)
+        made = install_environment(
+            connection, [f"{name}==1.0"], facts=facts, wheelhouse=wheels, base=str(base)
+        )
+        return Path(made.directory)
+
+    first, second = install("one"), install("two")
+    for number, path in enumerate((second, first)):
+        os.utime(path / ".complete", (number, number))
+    unfinished = base / "envs" / "0123"
+    (unfinished / "bin").mkdir(parents=True)
+    on_the_way = base / "envs" / ".wheels-abc"
+    on_the_way.mkdir()
+    third = install("three")
+    assert set((base / "envs").iterdir()) == {first, third, on_the_way, base / "envs" / "lock"}
+
+
+def test_a_failure_leaves_nothing_of_an_environment(
+    connection: Connection, facts: Facts, tmp_path: Path
+) -> None:
+    write_wheel(tmp_path / "wheels", "one")
+    with pytest.raises(BoardError, match="pip cannot install"):
+        install_environment(
+            connection,
+            ["other==1.0"],
+            facts=facts,
+            wheelhouse=tmp_path / "wheels",
+            base=str(tmp_path / "base"),
+        )
+    assert [path.name for path in (tmp_path / "base" / "envs").iterdir()] == ["lock"]
+
+
+def test_without_wheels_here_the_boards_pip_is_asked(
+    connection: Connection,
+    facts: Facts,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(BoardError, match=r"pip cannot install: .*no-such-package-xyz==1\.0$"):
+        prepare_environment(
+            connection,
+            ["no-such-package-xyz==1.0"],
+            facts=facts,
+            base=str(tmp_path / "base"),
+            cache=tmp_path / "cache",
+        )
+    assert "the Python wheels for the board cannot be fetched here" in capsys.readouterr().err
+    assert not list((tmp_path / "cache").glob("wheels-*[0-9a-f]"))
 
 
 @pytest.mark.parametrize(

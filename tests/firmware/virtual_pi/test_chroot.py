@@ -121,6 +121,27 @@ def test_a_power_cut_keeps_the_disk(start: Start) -> None:
         assert (result.stdout, result.stderr) == ("kept\n", "")
 
 
+def test_its_disk_can_outlive_it(start: Start, tmp_path: Path) -> None:
+    disk = tmp_path / "a disk, it's"
+    with start("arm64", "chroot", disk=disk) as pi:
+        assert ssh(pi, "echo kept >file; sync").returncode == 0
+        with pytest.raises(BadInputError, match="this virtual Pi is in use; wait"):
+            start("arm64", "chroot", disk=disk)
+    with start("arm64", "chroot", disk=disk) as pi:
+        assert ssh(pi, "cat file").stdout == "kept\n"
+    with start("arm64", "chroot") as pi:
+        assert ssh(pi, "ls").stdout == ""
+    (disk / "made-for").write_text("another root file system")
+    with start("arm64", "chroot", disk=disk) as pi:
+        assert ssh(pi, "ls").stdout == "", "what changed belongs to another system"
+
+
+def test_it_can_have_the_core_of_a_pi_5(start: Start) -> None:
+    with start("arm64", "chroot", cpu="cortex-a76") as pi:
+        found = ssh(pi, "cat /proc/cpuinfo").stdout
+    assert found.count("asimddp") == 4 and "CPU part\t: 0xd0b\n" in found
+
+
 def test_its_disk_can_be_small(start: Start) -> None:
     with start("arm64", "chroot", disk_bytes=4 << 20) as pi:
         result = ssh(pi, "head -c 8M /dev/zero >file")
