@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from edgekiln.bench.runners import CompiledRunner, LiteRTRunner, Tensors, TflmRu
 from edgekiln.errors import BadInputError, BadModelError
 from edgekiln.export.interpret import run_all_nodes
 from edgekiln.export.ir import Graph
-from edgekiln.export.ops.base import Op, Tolerance
+from edgekiln.export.ops.base import Op, Tolerance, accumulated_tolerance
 
 TFLM = "tflm"
 LITERT = "litert BUILTIN_REF"
@@ -111,12 +111,6 @@ def differs(
     allowed = tolerance.absolute + tolerance.relative * largest
     same = np.isclose(got, want, rtol=0.0, atol=allowed, equal_nan=True)
     return np.asarray(~same)
-
-
-def accumulated_tolerance(ops: Iterable[Op]) -> Tolerance:
-    """Returns how far a float32 value may lie from the oracle's after all of these operators."""
-    found = [op.tolerance for op in ops]
-    return Tolerance(sum(t.relative for t in found), sum(t.absolute for t in found))
 
 
 def find_first_mismatch(

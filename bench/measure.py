@@ -23,7 +23,7 @@ from edgekiln.bench.accuracy import (
     top1_accuracy,
 )
 from edgekiln.bench.device import DeviceRun, run_on_board
-from edgekiln.bench.divergence import accumulated_tolerance, differs, find_first_mismatch
+from edgekiln.bench.divergence import differs, find_first_mismatch
 from edgekiln.bench.inputs import ModelInputs
 from edgekiln.bench.results import (
     Accuracy,
@@ -55,7 +55,7 @@ from edgekiln.errors import (
     UnsupportedOpError,
 )
 from edgekiln.export.ir import DType, Graph
-from edgekiln.export.ops.base import Tolerance
+from edgekiln.export.ops.base import Tolerance, accumulated_tolerance
 from edgekiln.export.passes import run_passes
 from edgekiln.export.tflite_reader import read_tflite
 from edgekiln.files import sha256_bytes

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from edgekiln.bench.divergence import (
     Mismatch,
-    accumulated_tolerance,
     differs,
     find_first_mismatch,
     find_in_outputs,
@@ -30,7 +29,7 @@ from edgekiln.console import say
 from edgekiln.errors import BadInputError
 from edgekiln.export.compiler import c_name_of, compile_model, write_bundle
 from edgekiln.export.ir import DType, Graph
-from edgekiln.export.ops.base import Tolerance
+from edgekiln.export.ops.base import Tolerance, accumulated_tolerance
 from edgekiln.files import read_input_file
 
 HOST = "host"

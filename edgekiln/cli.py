@@ -226,12 +226,25 @@ def export(model: str, given: Given, build_dir: Path) -> None:
     show_default=True,
     help="Inputs and outputs inside the arena, or in buffers of the caller's.",
 )
+@click.option(
+    "--bundle",
+    type=click.Choice(["arduino", "platformio", "zephyr", "esp-idf", "cmake", "single"]),
+    help="Make a package for this build system, with a self-test; single: one .c and one .h.",
+)
 @click.option("-o", "--output", type=_FILE, required=True, help="Directory for the C files.")
 @json_option
 def compile_(
-    model: Path, target: str, optimize: str, name: str | None, io: str, output: Path, as_json: bool
+    model: Path,
+    target: str,
+    optimize: str,
+    name: str | None,
+    io: str,
+    bundle: str | None,
+    output: Path,
+    as_json: bool,
 ) -> None:
     """Compile MODEL, a .tflite file, to C."""
+    from edgekiln.export.bundles import write_package
     from edgekiln.export.compiler import c_name_of, compile_model, write_bundle
     from edgekiln.files import read_input_file
 
@@ -243,13 +256,19 @@ def compile_(
         io=io,
         where=str(model),
     )
-    write_bundle(compiled, output)
-    report = compiled.report
+    if bundle is None:
+        report = compiled.report
+        write_bundle(compiled, output)
+        written = ("C files", f"{len(report['files'])} in {output}")
+    else:
+        package = write_package(compiled, bundle, output)
+        report = package.report
+        written = (f"for {bundle}", str(package.path))
     if as_json:
         print_json(report)
     else:
         print_facts(
-            ("C files", f"{len(report['files'])} in {output}"),
+            written,
             ("MACs", report["macs"]),
             ("arena", f"{report['arena_bytes']:,} bytes, {_bound(report)}"),
             ("constants", f"{report['constants_bytes']:,} bytes"),

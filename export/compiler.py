@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,19 @@ def write_bundle(compiled: CompiledModel, directory: Path) -> None:
     Raises:
         BadInputError: The directory holds something else than a bundle, or cannot be written.
     """
+    with bundle_directory(directory) as new:
+        for file_name, text in compiled.files.items():
+            write_text(new / file_name, text)
+        write_json(new / REPORT_NAME, compiled.report)
+
+
+@contextlib.contextmanager
+def bundle_directory(directory: Path) -> Iterator[Path]:
+    """Yields an empty directory for a bundle and its report, which replaces an older one.
+
+    Raises:
+        BadInputError: The directory holds something else than a bundle, or cannot be written.
+    """
     if directory.exists() and not (directory / REPORT_NAME).exists():
         if not directory.is_dir():
             raise BadInputError("is a file, a directory is needed", where=directory)
@@ -176,9 +190,7 @@ def write_bundle(compiled: CompiledModel, directory: Path) -> None:
                 hint="name a new or empty directory",
             )
     with new_directory(directory) as new:
-        for file_name, text in compiled.files.items():
-            write_text(new / file_name, text)
-        write_json(new / REPORT_NAME, compiled.report)
+        yield new
 
 
 def _check_options(name: str, optimize: str, io: str) -> None:

@@ -123,11 +123,11 @@ def test_continuous_integration_needs_more(machine: Machine) -> None:
     machine.environment["CI"] = "true"
     machine.add_tools(*TOOLS, "rsync", "aarch64-linux-gnu-gcc")
     line = one_line(machine.setup())
-    wanted = "clang qemu-user qemu-user-static mmdebstrap openssh-client"
+    wanted = "clang cmake qemu-user qemu-user-static mmdebstrap openssh-client"
     if not Path("/usr/sbin/sshd").exists():  # which lies outside of an ordinary user's PATH
         wanted += " openssh-server"
     assert line.endswith(f"recommends {wanted}")
-    machine.add_tools("clang", "mmdebstrap", "qemu-aarch64", "qemu-aarch64-static", "ssh")
+    machine.add_tools("clang", "cmake", "mmdebstrap", "qemu-aarch64", "qemu-aarch64-static", "ssh")
     assert machine.setup().returncode == 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
@@ -335,3 +335,9 @@ def as_int64(array: Array | None) -> NDArray[np.int64]:
     if array is None:
         raise AssertionError("an absent input was used")
     return np.asarray(array).astype(np.int64)
+
+
+def accumulated_tolerance(ops: Iterable[Op]) -> Tolerance:
+    """Returns how far a float32 value may lie from the oracle's after all of these operators."""
+    found = [op.tolerance for op in ops]
+    return Tolerance(sum(t.relative for t in found), sum(t.absolute for t in found))

@@ -10,7 +10,6 @@ import pytest
 
 from edgekiln import cli
 from edgekiln.bench.divergence import (
-    accumulated_tolerance,
     cut_after,
     differs,
     find_first_mismatch,
@@ -21,7 +20,7 @@ from edgekiln.export import emit
 from edgekiln.export.compiler import compile_model, write_bundle
 from edgekiln.export.interpret import run_all_nodes
 from edgekiln.export.ir import Graph
-from edgekiln.export.ops.base import Array, Tolerance
+from edgekiln.export.ops.base import Array, Tolerance, accumulated_tolerance
 from edgekiln.export.ops.pool_2d import MaxPool2D
 
 MODEL = Path(__file__).parent.parent / "golden" / "digits_cnn_int8.tflite"
