@@ -66,7 +66,6 @@ static void keep_received(void)
  * of two turns of the timer, eight seconds, one would be lost. */
 uint8_t ek_port_get(void)
 {
-    ek_check_stack();
     while (kept.count == 0u) {
         keep_received();
         (void)ek_port_now();
@@ -86,7 +85,8 @@ void ek_port_put(uint8_t byte)
 }
 
 /* The flag tells a whole turn from none. A turn that ends between the two reads shows in the
- * counter, and is then not to be seen again. */
+ * counter, and is then not to be seen again. This is also where an overflow of the stack is
+ * found: right after the inference. */
 struct ek_time ek_port_now(void)
 {
     const uint8_t turned = (uint8_t)(TIFR1 & (1u << TOV1));
@@ -98,6 +98,7 @@ struct ek_time ek_port_now(void)
     if (turned != 0u || ticks < last_ticks) {
         TIFR1 = (uint8_t)(1u << TOV1);
     }
+    ek_check_stack();
     last_ticks = ticks;
     time.microseconds += passed * TICK_US;
     while (time.microseconds >= 1000000u) {

@@ -11,6 +11,7 @@
 #include "ek_stack.h"
 
 #define STACK_PATTERN 0xE5u
+#define GUARD_BYTES 16u /* at the bottom of the stack; a frame may leave some as they were */
 
 /* From the linker script. */
 extern uint8_t ek_stack_bottom[], ek_stack_top[];
@@ -73,7 +74,11 @@ uint32_t ek_port_stack_peak(void)
 void ek_check_stack(void)
 {
     const volatile uint8_t *bottom = ek_stack_bottom;
-    if (*bottom == STACK_PATTERN) {
+    uint8_t untouched = 0;
+    while (untouched < GUARD_BYTES && bottom[untouched] == STACK_PATTERN) {
+        ++untouched;
+    }
+    if (untouched == GUARD_BYTES) {
         return;
     }
     ek_report_fault(EK_TEXT("Stack overflow"), 0u, 0u);

@@ -24,7 +24,7 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_the_boards_of_this_release_are_there() -> None:
-    assert board_slugs() == ("host", "mps2-an385", "mps2-an386", "rpi")
+    assert {"host", "mega", "mps2-an385", "mps2-an386", "rpi", "uno"} <= set(board_slugs())
 
 
 @pytest.mark.parametrize("slug", board_slugs())
@@ -78,7 +78,7 @@ def test_an_unknown_board_is_refused_with_the_nearest_name(slug: str, near: str)
     with pytest.raises(BadInputError) as caught:
         load_board(slug)
     message = str(caught.value)
-    assert slug in message and "host, mps2-an385, mps2-an386" in message
+    assert slug in message and ", ".join(board_slugs()) in message
     assert ("did you mean" in message) == bool(near)
     assert not near or message.endswith(f"did you mean {near}?")
 
