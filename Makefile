@@ -21,7 +21,7 @@ export EDGEKILN_NPZ = $(value DATA)
 unexport BOARD MODEL MODELS CASES DATA
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deploy flash bench report figures zoo zoo-report doctor test fuzz lint format lock clean
+.PHONY: help setup deploy flash bench report figures pi-figures zoo zoo-report doctor test fuzz lint format lock clean
 
 help: ## Show this help
 	@echo 'make <target> [BOARD=<board>] [MODEL=<recipe or file>] [DATA=<.npz for a Keras model>]'
@@ -48,6 +48,9 @@ report: setup ## Write and name the HTML report of MODEL's last deploy to BOARD
 
 figures: setup ## Measure the MLPerf Tiny models below MODELS=<mlperf_tiny> and write docs/figures.md
 	@.venv/bin/python -m edgekiln.bench.figures "$$EDGEKILN_MODELS" docs
+
+pi-figures: setup ## Count their instructions against LiteRT's on emulated Pis, write docs/aarch64.md
+	@.venv/bin/python -m edgekiln.bench.pi_figures "$$EDGEKILN_MODELS" docs
 
 zoo: setup ## Train the project's own models and their variants anew (MODELS='a b' for some)
 	@set -f; $(EDGEKILN) zoo --train -- $$EDGEKILN_MODELS

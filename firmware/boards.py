@@ -93,12 +93,14 @@ class Emulator:
         kind: How it is driven, one of `EMULATOR_KINDS`.
         program: Its name.
         machine: What it calls the board.
+        options: Further arguments that it needs for it.
         packages: Debian packages that hold it.
     """
 
     kind: str
     program: str
     machine: str
+    options: tuple[str, ...]
     packages: tuple[str, ...]
 
 
@@ -459,6 +461,7 @@ def _read_emulator(table: _Table | None) -> Emulator | None:
         kind=kind,
         program=table.text("program"),
         machine=table.text("machine"),
+        options=table.texts("options") if table.has("options") else (),
         packages=table.texts("packages"),
     )
     table.end()

@@ -1,7 +1,7 @@
 """What an emulator counts: a plan that says where, and lines that say how much.
 
-QEMU counts instructions, exactly, by a TCG plugin of our own (qemu/count.c), which is compiled
-on first use into the user's cache and found there afterwards.
+QEMU counts instructions, exactly, by TCG plugins of our own (qemu/count.c on boards), which are
+compiled on first use into the user's cache and found there afterwards.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from edgekiln.firmware.boards import FIRMWARE
 from edgekiln.firmware.image import Image, read_symbols
 from edgekiln.firmware.native import build_native
 
-_SOURCE = FIRMWARE / "qemu" / "count.c"
+_PLUGINS = FIRMWARE / "qemu"
 _FLAGS = ("-std=c99", "-O2", "-shared", "-fPIC", "-fvisibility=hidden")
 _VERSION = re.compile(r"version (\d+)\.")
 
@@ -92,22 +92,23 @@ class CountPlan:
         return InferenceCount(numbers[0], per_node)
 
 
-def build_plugin(qemu: str) -> Path:
-    """Returns the plugin's shared library for a QEMU, compiled if it is not in the cache.
+def build_plugin(qemu: str, name: str = "count") -> Path:
+    """Returns a plugin's shared library for a QEMU, compiled if it is not in the cache.
 
     Args:
         qemu: The path of the QEMU program that will load it.
+        name: Of its source in ``qemu/``.
 
     Raises:
         ToolMissingError: The system has no C compiler.
         BadInputError: The plugin does not compile, or the cache cannot be written.
     """
     flags = (*_FLAGS, *_plugin_defines(qemu))
-    return build_native(_SOURCE, flags, "count-{}.so", ())
+    return build_native(_PLUGINS / f"{name}.c", flags, f"{name}-{{}}.so", ())
 
 
 def _plugin_defines(qemu: str) -> tuple[str, ...]:
-    """What count.c has to know of a QEMU: version 9 changed the plugin interface."""
+    """What a plugin has to know of a QEMU: version 9 changed the plugin interface."""
     result = subprocess.run(
         [qemu, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )

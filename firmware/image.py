@@ -281,6 +281,7 @@ def _plan_jobs(
         *(f"-fdebug-prefix-map={path}={name}" for path, name in places.items()),
         *(f"-I{path}" for path in (work, model.directory.resolve(), FIRMWARE.resolve() / "app")),
     )
+    drivers = tuple(f"-I{path}" for path in _source_directories(board))
     marks = () if board.is_host else ("-include", str(FIRMWARE.resolve() / "app/ek_node_marks.h"))
     jobs = []
     for name in (*model.sources, *((model.golden_source,) if selftest else ())):
@@ -298,10 +299,16 @@ def _plan_jobs(
             CompileJob(
                 source=source,
                 object=work / f"app_{source.stem}.o",
-                flags=(*common, f"-I{source.parent}", *_APP_FLAGS, *extra_flags),
+                flags=(*common, *drivers, *_APP_FLAGS, *extra_flags),
             )
         )
     return jobs
+
+
+def _source_directories(board: Board) -> tuple[Path, ...]:
+    """Returns the directories that a port's files may take headers from, each once."""
+    parents = (FIRMWARE.resolve() / Path(name).parent for name in board.sources)
+    return tuple(dict.fromkeys(parents))
 
 
 def _link(

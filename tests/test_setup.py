@@ -121,13 +121,14 @@ def test_only_what_is_missing_is_asked_for(machine: Machine) -> None:
 
 def test_continuous_integration_needs_more(machine: Machine) -> None:
     machine.environment["CI"] = "true"
-    machine.add_tools(*TOOLS, "rsync", "aarch64-linux-gnu-gcc")
+    machine.add_tools(*TOOLS, "rsync", "aarch64-linux-gnu-gcc", "riscv64-unknown-elf-gcc")
     line = one_line(machine.setup())
-    wanted = "clang cmake qemu-user qemu-user-static mmdebstrap openssh-client"
+    wanted = "clang cmake qemu-user qemu-user-static qemu-system-misc mmdebstrap openssh-client"
     if not Path("/usr/sbin/sshd").exists():  # which lies outside of an ordinary user's PATH
         wanted += " openssh-server"
     assert line.endswith(f"recommends {wanted}")
     machine.add_tools("clang", "cmake", "mmdebstrap", "qemu-aarch64", "qemu-aarch64-static", "ssh")
+    machine.add_tools("qemu-system-riscv32")
     assert machine.setup().returncode == 0
 
 

@@ -19,8 +19,8 @@ RUNNER = Path(__file__).parent
 PROGRAM_NAME = "edgekiln-model"
 HEADER_NAME = "ek_run_model.h"
 
-# The smallest core of each kind that Raspberry Pis have had; `Program.cpu_flags` may ask for more.
-_TOOLCHAINS = {
+#: The smallest core of each kind that Raspberry Pis have had; `Program.cpu_flags` may ask for more.
+TOOLCHAINS = {
     "aarch64": Toolchain(
         "aarch64-linux-gnu-",
         ("-mcpu=cortex-a53",),
@@ -33,7 +33,8 @@ _TOOLCHAINS = {
     ),
     "x86_64": Toolchain("", (), ("gcc", "libc6-dev")),
 }
-_FLAGS = ("-std=c99", "-O2", "-static", "-s", "-ffunction-sections", "-Wl,--gc-sections")
+OPTIMIZATION = "-O3"  # on aarch64 up to a fifth fewer instructions than at -O2
+_FLAGS = ("-std=c99", OPTIMIZATION, "-static", "-s", "-ffunction-sections", "-Wl,--gc-sections")
 _C_TYPES = {
     "int8": "int8_t",
     "uint8": "uint8_t",
@@ -80,13 +81,13 @@ def build_program(
         ToolMissingError: The C compiler for that architecture is not installed.
         BadInputError: There is none, the bundle cannot be used, or it does not compile.
     """
-    if architecture not in _TOOLCHAINS:
+    if architecture not in TOOLCHAINS:
         raise BadInputError(
             "no C compiler is known for this architecture",
             got=architecture,
-            allowed=", ".join(_TOOLCHAINS),
+            allowed=", ".join(TOOLCHAINS),
         )
-    toolchain = _TOOLCHAINS[architecture]
+    toolchain = TOOLCHAINS[architecture]
     compiler = find_tool(toolchain, "gcc")
     read = read_bundle(bundle)
     flags = (*(cpu_flags or toolchain.cpu_flags), *_FLAGS, *STRICT_FLAGS)
