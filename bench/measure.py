@@ -128,8 +128,22 @@ def measure(subject: Subject) -> Results:
         BoardError: The board does not answer.
         ToolMissingError: The emulator or a C compiler is missing.
     """
+    return assess(subject, run_on_board(subject.image, subject.board, subject.inputs.tensors))
+
+
+def assess(subject: Subject, device: DeviceRun, facts: BoardFacts | None = None) -> Results:
+    """Holds what a board answered against the engines on the host, byte by byte.
+
+    Args:
+        subject: The model and its inputs.
+        device: What the board answered to all of them.
+        facts: What the report says about the board; by default what its file says.
+
+    Raises:
+        CheckFailedError: A byte differs, as for `measure`.
+        ToolMissingError: A C compiler is missing.
+    """
     inputs = subject.inputs
-    device = run_on_board(subject.image, subject.board, inputs.tensors)
     host_c = CompiledRunner(subject.host_bundle)
     reference, oracle = choose_reference(subject.tflite, subject.name)
     runs: dict[str, Tensors] = {BOARD: device.outputs}
@@ -167,7 +181,7 @@ def measure(subject: Subject) -> Results:
         confusion=_confusion(device.outputs, inputs),
         training=subject.background.training,
         memory_plan=read_memory_plan(subject.compile_report),
-        board_facts=_board_facts(subject.board),
+        board_facts=facts or _board_facts(subject.board),
         artifacts=subject.artifacts,
         versions=installed_versions(),
         seeds=subject.background.seeds,
