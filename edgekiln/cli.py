@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -13,6 +15,7 @@ import click
 
 from edgekiln import __version__
 from edgekiln.errors import BadInputError, CheckFailedError
+from edgekiln.firmware.flash.destination import Destination
 from edgekiln.quantize.options import CALIBRATIONS, Format, Method, QuantizeOptions
 from edgekiln.terminal import print_columns, print_facts, print_json, run, stdout_for_results
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from edgekiln.bench.verify import Verification
     from edgekiln.export.inspect import Inspection
     from edgekiln.firmware.boards import Board
+    from edgekiln.firmware.linux.releases import ReleaseInfo
     from edgekiln.pipeline import Given
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -132,6 +136,83 @@ OWN_MODEL_OPTIONS: dict[str, Callable[[F], F]] = {
     ),
     "learning_rate": click.option(
         "--learning-rate", type=float, metavar="RATE", help="Of each training.  [default: 0.0001]"
+    ),
+}
+
+
+def takes_destination(command: F) -> F:
+    """Adds the options that say which real board is meant; the command gets ``where``."""
+
+    @functools.wraps(command)
+    def call(*arguments: Any, **values: Any) -> Any:
+        chosen = {name: values.pop(name) for name in DESTINATION_OPTIONS}
+        return command(*arguments, where=Destination(**chosen), **values)
+
+    for option in reversed(DESTINATION_OPTIONS.values()):
+        call = option(call)
+    return cast("F", call)
+
+
+#: The options of `takes_destination`, by the name of their value.
+DESTINATION_OPTIONS: dict[str, Callable[[F], F]] = {
+    "port": click.option(
+        "--port", metavar="PORT", help="Serial port of a real board; `auto` finds it by USB."
+    ),
+    "runner": click.option(
+        "--runner", metavar="NAME", help="How to write the image; `edgekiln boards` lists them."
+    ),
+    "to": click.option(
+        "--to", metavar="PLACE", help="The drive for uf2, or host:port of the server for gdb."
+    ),
+}
+
+
+def takes_linux_options(command: F) -> F:
+    """Adds the options for boards that run Linux; the command gets them as ``linux``."""
+
+    @functools.wraps(command)
+    def call(*arguments: Any, **values: Any) -> Any:
+        chosen = {name: values.pop(name) for name in LINUX_OPTIONS}
+        return command(*arguments, linux=chosen, **values)
+
+    for option in reversed(LINUX_OPTIONS.values()):
+        call = option(call)
+    return cast("F", call)
+
+
+_NO_LINUX_OPTIONS: Mapping[str, Any] = {
+    "hosts": (),
+    "as_list": False,
+    "rollback": False,
+    "service": None,
+    "runtimes": True,
+}
+#: The options of `takes_linux_options`, by the name of their value.
+LINUX_OPTIONS: dict[str, Callable[[F], F]] = {
+    "hosts": click.option(
+        "--host",
+        "hosts",
+        multiple=True,
+        metavar="USER@HOST",
+        help="Where a board that runs Linux is; several may be given. `virtual` is a virtual one, "
+        "`virtual:raspi3b` an emulated Pi 3, `virtual:armhf` a 32-bit one.",
+    ),
+    "as_list": click.option(
+        "--list", "as_list", is_flag=True, help="List the releases on the hosts instead."
+    ),
+    "rollback": click.option(
+        "--rollback", is_flag=True, help="Go back to the release before instead."
+    ),
+    "service": click.option(
+        "--service/--no-service",
+        default=None,
+        help="Serve the model on the hosts by systemd, or end that.  [default: as it is]",
+    ),
+    "runtimes": click.option(
+        "--runtimes/--no-runtimes",
+        default=True,
+        show_default=True,
+        help="Install and measure LiteRT and ONNX Runtime on the hosts too.",
     ),
 }
 model_argument = click.argument("model", default=_DEFAULT_MODEL)
@@ -414,26 +495,55 @@ def _mismatch_error(model: Path, found: Verification) -> CheckFailedError:
 @model_argument
 @board_option
 @optimize_option
+@takes_destination
+@click.option("--dry-run", is_flag=True, help="Print the exact commands, write nothing.")
 @takes_own_model
 @build_option
-def flash(model: str, board: str, optimize: str, given: Given, build_dir: Path) -> None:
-    """Build MODEL's image for a board and write it there."""
+def flash(
+    model: str,
+    board: str,
+    optimize: str,
+    where: Destination,
+    dry_run: bool,
+    given: Given,
+    build_dir: Path,
+) -> None:
+    """Build MODEL's image for a board and write it there.
+
+    The first of the board's runners that is installed writes it, and verifies what it wrote. A
+    board that answers at a port is asked for one inference. Boards that are emulated are handed
+    the image when they start, unless a port or a runner says that a real one is meant.
+    """
     from edgekiln import pipeline
 
     with stdout_for_results():
-        image = pipeline.flash(model, board, build_dir, optimize, given)
-    click.echo(image.elf)
+        if dry_run:
+            lines = pipeline.flash_commands(model, board, build_dir, optimize, given, where)
+        else:
+            image = pipeline.flash(model, board, build_dir, optimize, given, where)
+            lines = [str(image.elf)]
+    for line in lines:
+        click.echo(line)
 
 
 @cli.command()
 @model_argument
 @board_option
 @optimize_option
+@takes_destination
+@takes_linux_options
 @takes_own_model
 @build_option
 @json_option
 def deploy(
-    model: str, board: str, optimize: str, given: Given, build_dir: Path, as_json: bool
+    model: str,
+    board: str,
+    optimize: str,
+    where: Destination,
+    linux: dict[str, Any],
+    given: Given,
+    build_dir: Path,
+    as_json: bool,
 ) -> None:
     """Take MODEL the whole way to a board, and report.
 
@@ -441,36 +551,130 @@ def deploy(
     since the last time is not done again. A Keras model from outside begins with its
     quantization, for which --data is needed (see `edgekiln quantize --help`). Exits with 1 when
     an output byte of the board differs from the host's.
+
+    A board that has an emulator is that emulator, unless --port, --runner or --to says that a
+    real one is meant: that is flashed first.
+
+    A board that runs Linux is reached over SSH: --host says where, else RPI_HOST for the board
+    rpi. There the model becomes a release, which replaces the one before after its self-test.
     """
     from edgekiln import pipeline
+    from edgekiln.firmware.boards import load_board
+
+    chosen = load_board(board)
+    _check_deploy_options(chosen, where, linux)
+    if chosen.linux is not None:
+        _deploy_to_linux(model, chosen, build_dir, optimize, given, linux, as_json)
+        return
+    with stdout_for_results():
+        results = pipeline.deploy(model, board, build_dir, optimize, given, where)
+    _print_results([results], as_json)
+
+
+def _check_deploy_options(board: Board, where: Destination, linux: Mapping[str, Any]) -> None:
+    """Refuses options that go with other boards than the one that is meant."""
+    if linux["as_list"] and linux["rollback"]:
+        raise BadInputError("--list and --rollback are two different things")
+    if board.linux is None and linux != _NO_LINUX_OPTIONS:
+        raise BadInputError(
+            "--host, --list, --rollback, --service and --no-runtimes are for boards that run Linux",
+            where=board.slug,
+        )
+    if board.linux is not None and where != Destination():
+        raise BadInputError(
+            "--port, --runner and --to are for boards that are flashed",
+            where=board.slug,
+            hint="--host says where a board with Linux is",
+        )
+
+
+def _deploy_to_linux(
+    model: str,
+    board: Board,
+    build_dir: Path,
+    optimize: str,
+    given: Given,
+    linux: Mapping[str, Any],
+    as_json: bool,
+) -> None:
+    """Deploys to hosts, lists their releases, or goes back to the one before."""
+    from edgekiln import linux_deploy
+
+    as_list, rollback = linux["as_list"], linux["rollback"]
+    options = linux_deploy.LinuxOptions(linux["hosts"], linux["runtimes"], linux["service"])
 
     with stdout_for_results():
-        results = pipeline.deploy(model, board, build_dir, optimize, given)
-    if as_json:
-        click.echo(results.read_text(encoding="utf-8"), nl=False)
+        if as_list:
+            listed = linux_deploy.list_on_hosts(model, board, build_dir, options)
+        elif rollback:
+            done = linux_deploy.roll_back_hosts(model, board, build_dir, options)
+        else:
+            results = linux_deploy.deploy_to_hosts(
+                model, board, build_dir, optimize, given, options
+            )
+    if as_list and as_json:
+        print_json({host: [asdict(info) for info in infos] for host, infos in listed.items()})
+    elif as_list:
+        rows = [
+            (host, info.id, _state_of(info), info.bytes)
+            for host, infos in listed.items()
+            for info in infos
+        ]
+        print_columns(("host", "release", "state", "bytes"), rows)
+    elif rollback and as_json:
+        print_json({host: asdict(each) for host, each in done.items()})
+    elif rollback:
+        print_columns(
+            ("host", "release", "was"),
+            [(host, each.id, each.previous) for host, each in done.items()],
+        )
     else:
-        click.echo(results)
+        _print_results(results, as_json)
+
+
+def _state_of(info: ReleaseInfo) -> str:
+    state = "current" if info.is_current else "kept"
+    return state if info.is_whole else f"{state}, damaged"
+
+
+def _print_results(paths: Sequence[Path], as_json: bool) -> None:
+    """Prints where results.json lies, or what is in it: of several boards a list."""
+    if not as_json:
+        for path in paths:
+            click.echo(path)
+    elif len(paths) == 1:
+        click.echo(paths[0].read_text(encoding="utf-8"), nl=False)
+    else:
+        print_json([json.loads(path.read_text(encoding="utf-8")) for path in paths])
 
 
 @cli.command()
 @model_argument
 @board_option
 @optimize_option
+@takes_destination
 @takes_own_model
 @build_option
 @json_option
 def bench(
-    model: str, board: str, optimize: str, given: Given, build_dir: Path, as_json: bool
+    model: str,
+    board: str,
+    optimize: str,
+    where: Destination,
+    given: Given,
+    build_dir: Path,
+    as_json: bool,
 ) -> None:
     """Measure MODEL on a board: instructions, flash, RAM.
 
-    MODEL is a .tflite file, a recipe, or a Keras model with --data.
+    MODEL is a .tflite file, a recipe, or a Keras model with --data. A real board is meant as for
+    `edgekiln deploy`.
     """
     from edgekiln import pipeline
     from edgekiln.bench.results import to_json
 
     with stdout_for_results():
-        found = pipeline.bench_model(model, board, build_dir, optimize, given)
+        found = pipeline.bench_model(model, board, build_dir, optimize, given, where)
     if as_json:
         print_json(to_json(found))
     else:
@@ -534,8 +738,7 @@ def models(as_json: bool) -> None:
         known[recipe.name] = {**described, "variant_of": None}
         for variant in variants_of(recipe.name):
             described["description"] = variant.description
-            name = f"{recipe.name}_{variant.name}"
-            known[name] = {**described, "variant_of": recipe.name}
+            known[variant.model_name(recipe.name)] = {**described, "variant_of": recipe.name}
     if as_json:
         print_json(known)
     else:
@@ -549,14 +752,13 @@ def models(as_json: bool) -> None:
 @click.option(
     "--device-samples",
     type=click.IntRange(1),
-    default=2000,
-    show_default=True,
-    help="Most held-out samples to run on the board, for each model.",
+    help="Most held-out samples to run on the board, for each model.  [default: 2000, and more"
+    " where 10^10 multiply-accumulate steps allow]",
 )
 @build_option
 @json_option
 def zoo(
-    recipes: tuple[str, ...], anew: bool, device_samples: int, build_dir: Path, as_json: bool
+    recipes: tuple[str, ...], anew: bool, device_samples: int | None, build_dir: Path, as_json: bool
 ) -> None:
     """Measure the project's own models and their compressed variants on a board.
 
@@ -580,6 +782,7 @@ def zoo(
 def boards(as_json: bool) -> None:
     """List the boards, and whether their tools are installed."""
     from edgekiln.firmware.boards import board_slugs, load_board
+    from edgekiln.firmware.flash.registry import installed_runners
 
     known = [load_board(slug) for slug in board_slugs()]
     if as_json:
@@ -592,6 +795,7 @@ def boards(as_json: bool) -> None:
                     "flash_bytes": board.flash_bytes,
                     "ram_bytes": board.ram_bytes,
                     "emulator": board.emulator.program if board.emulator else None,
+                    "runners": dict(installed_runners(board)),
                     "missing": _missing_tools(board),
                 }
                 for board in known
@@ -599,7 +803,7 @@ def boards(as_json: bool) -> None:
         )
     else:
         print_columns(
-            ("board", "name", "target", "flash", "RAM", "missing"),
+            ("board", "name", "target", "flash", "RAM", "missing", "flashed by"),
             [
                 (
                     board.slug,
@@ -608,6 +812,11 @@ def boards(as_json: bool) -> None:
                     _kibibytes(board.flash_bytes),
                     _kibibytes(board.ram_bytes),
                     " ".join(_missing_tools(board)) or None,
+                    ", ".join(
+                        f"{name} (missing)" if why_not else name
+                        for name, why_not in installed_runners(board)
+                    )
+                    or None,
                 )
                 for board in known
             ],

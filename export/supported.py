@@ -75,17 +75,17 @@ def supported_ops_markdown() -> str:
 
 def _markdown_row(each: dict[str, Any]) -> str:
     generic = each["kernels"]["generic"]
-    more = [
-        f"{target}: {', '.join(added)}"
-        for target, kernels in each["kernels"].items()
-        if (added := [f"`{name}`" for name in kernels if name not in generic])
-    ]
+    more: dict[str, list[str]] = {}  # what is added, to the targets that add just this
+    for target, kernels in each["kernels"].items():
+        added = ", ".join(f"`{name}`" for name in kernels if name not in generic)
+        if added:
+            more.setdefault(added, []).append(target)
     tolerance = each["float32_tolerance"]
     cells = (
         each["op"],
         each["variants"],
         ", ".join(f"`{name}`" for name in generic),
-        "; ".join(more),
+        "; ".join(f"{', '.join(targets)}: {added}" for added, targets in more.items()),
         "" if each["oracle"] == Op.oracle else each["oracle"],
         f"{tolerance['relative']:g} of it + {tolerance['absolute']:g}" if tolerance else "",
     )

@@ -17,24 +17,41 @@ class Target:
         features: What a kernel may ask for: ``dsp`` (Arm's SIMD-in-32-bit instructions),
             ``unaligned`` (32-bit loads from any address), ``neon`` (Arm's 64-bit cores),
             ``dotprod`` (their instructions for dot products, as in -march=armv8.2-a+dotprod).
+        has_float: Whether models may compute in float32.
+        max_object_bytes: The largest array that its C compiler takes, or None for any.
     """
 
     name: str
     description: str
     features: frozenset[str] = frozenset()
+    has_float: bool = True
+    max_object_bytes: int | None = None
 
+
+_DSP = frozenset({"dsp", "unaligned"})
 
 TARGETS = {
     target.name: target
     for target in (
         Target("generic", "any core with a C99 compiler"),
         Target("host", "the machine that edgekiln runs on"),
-        Target("cortex-m4", "Arm Cortex-M4 and M4F", frozenset({"dsp", "unaligned"})),
+        Target("cortex-m0plus", "Arm Cortex-M0, M0+ and M1"),
+        Target("cortex-m4", "Arm Cortex-M4 and M4F", _DSP),
+        Target("cortex-m7", "Arm Cortex-M7", _DSP),
+        Target("cortex-m33", "Arm Cortex-M33 and M35P with the DSP extension", _DSP),
+        Target("cortex-m55", "Arm Cortex-M55 (its DSP extension; Helium is not used)", _DSP),
+        Target("rv32imc", "32-bit RISC-V with multiplication, as RV32IMC and RV32IMAC"),
         Target("aarch64", "64-bit Arm with NEON, as Raspberry Pi 3 and 4", frozenset({"neon"})),
         Target(
             "aarch64-dotprod",
             "64-bit Arm with dot products (Armv8.2), as Raspberry Pi 5",
             frozenset({"neon", "dotprod"}),
+        ),
+        Target(
+            "avr",
+            "8-bit AVR, as ATmega328P and ATmega2560; integers only, constants stay in flash",
+            has_float=False,
+            max_object_bytes=32767,
         ),
     )
 }

@@ -1,28 +1,22 @@
 """What an emulator counts: a plan that says where, and lines that say how much.
 
-QEMU counts instructions, exactly, by a TCG plugin of our own (qemu/count.c), which is compiled
-on first use into the user's cache and found there afterwards.
+QEMU counts instructions, exactly, by TCG plugins of our own (qemu/count.c on boards), which are
+compiled on first use into the user's cache and found there afterwards.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
 import re
-import shutil
 import subprocess
-import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekiln.errors import BadInputError, BoardError, ToolMissingError
+from edgekiln.errors import BadInputError, BoardError
 from edgekiln.firmware.boards import FIRMWARE
 from edgekiln.firmware.image import Image, read_symbols
-from edgekiln.firmware.toolchain import first_error, install_hint
+from edgekiln.firmware.native import build_native
 
-_SOURCE = FIRMWARE / "qemu" / "count.c"
+_PLUGINS = FIRMWARE / "qemu"
 _FLAGS = ("-std=c99", "-O2", "-shared", "-fPIC", "-fvisibility=hidden")
 _VERSION = re.compile(r"version (\d+)\.")
 
@@ -98,54 +92,23 @@ class CountPlan:
         return InferenceCount(numbers[0], per_node)
 
 
-def build_plugin(qemu: str) -> Path:
-    """Returns the plugin's shared library for a QEMU, compiled if it is not in the cache.
+def build_plugin(qemu: str, name: str = "count") -> Path:
+    """Returns a plugin's shared library for a QEMU, compiled if it is not in the cache.
 
     Args:
         qemu: The path of the QEMU program that will load it.
+        name: Of its source in ``qemu/``.
 
     Raises:
         ToolMissingError: The system has no C compiler.
         BadInputError: The plugin does not compile, or the cache cannot be written.
     """
     flags = (*_FLAGS, *_plugin_defines(qemu))
-    text = _SOURCE.read_bytes() + f"{platform.machine()} {flags}".encode()
-    library = _cache_directory() / f"count-{hashlib.sha256(text).hexdigest()[:16]}.so"
-    if library.is_file():
-        return library
-    compiler = shutil.which("cc")
-    if compiler is None:
-        raise ToolMissingError("cc is not installed", hint=install_hint(["gcc", "libc6-dev"]))
-    try:
-        library.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(suffix=".so", dir=library.parent)
-        os.close(handle)
-        _compile_plugin([compiler, *flags], Path(temporary), library)
-    except OSError as error:
-        raise BadInputError(
-            f"cannot be written: {error.strerror}",
-            where=library.parent,
-            hint="set EDGEKILN_CACHE to a directory that can",
-        ) from None
-    return library
-
-
-def _compile_plugin(compiler: Sequence[str], temporary: Path, library: Path) -> None:
-    result = subprocess.run(
-        [*compiler, str(_SOURCE), "-o", str(temporary)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode != 0:
-        temporary.unlink(missing_ok=True)
-        raise BadInputError(f"does not compile: {first_error(result.stderr)}", where=_SOURCE)
-    os.replace(temporary, library)
+    return build_native(_PLUGINS / f"{name}.c", flags, f"{name}-{{}}.so", ())
 
 
 def _plugin_defines(qemu: str) -> tuple[str, ...]:
-    """What count.c has to know of a QEMU: version 9 changed the plugin interface."""
+    """What a plugin has to know of a QEMU: version 9 changed the plugin interface."""
     result = subprocess.run(
         [qemu, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -153,10 +116,3 @@ def _plugin_defines(qemu: str) -> tuple[str, ...]:
     if match and int(match[1]) >= 9:
         return ("-DEK_PLUGIN_API=2", "-DEK_PLUGIN_INLINE=0")
     return ("-DEK_PLUGIN_API=1", "-DEK_PLUGIN_INLINE=1")
-
-
-def _cache_directory() -> Path:
-    if "EDGEKILN_CACHE" in os.environ:
-        return Path(os.environ["EDGEKILN_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "edgekiln"

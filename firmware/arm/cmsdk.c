@@ -1,7 +1,7 @@
-/* UART and timer of Arm's Cortex-M System Design Kit (DDI 0479, 4.3 and 4.1).
+/* UART of Arm's Cortex-M System Design Kit (DDI 0479, 4.3), with the timer that is there.
  *
- * The timer, 32 bits long, is used and not SysTick: SysTick's 24 bits wrap in well under a
- * second, and the interrupt that would count its wraps would be measured with the model.
+ * A timer of 32 bits is used and not SysTick: SysTick's 24 bits wrap in well under a second, and
+ * the interrupt that would count its wraps would be measured with the model.
  */
 #include <stdint.h>
 
@@ -9,6 +9,11 @@
 #include "ek_cortex_m.h"
 #include "ek_port.h"
 #include "ek_ticks.h"
+#ifdef EK_TIMER_IS_SYSTEM_TIMER
+#include "ek_system_timer.h"
+#else
+#include "ek_cmsdk_timer.h"
+#endif
 
 #define UART_DATA EK_REGISTER(EK_UART_ADDRESS + 0x00u)
 #define UART_STATE EK_REGISTER(EK_UART_ADDRESS + 0x04u)
@@ -19,12 +24,6 @@
 #define UART_STATE_RX_FULL 2u
 #define UART_CTRL_TX_RX_RXIRQ 11u
 #define UART_INT_RX 2u
-
-#define TIMER_CTRL EK_REGISTER(EK_TIMER_ADDRESS + 0x00u)
-#define TIMER_VALUE EK_REGISTER(EK_TIMER_ADDRESS + 0x04u)
-#define TIMER_RELOAD EK_REGISTER(EK_TIMER_ADDRESS + 0x08u)
-#define TIMER_INTCLEAR EK_REGISTER(EK_TIMER_ADDRESS + 0x0Cu)
-#define TIMER_CTRL_ON_IRQ 9u
 
 #if EK_UART_CLOCK_HZ / EK_UART_BAUD < 16u
 #error "the UART divides its clock by 16 at least: a lower baud rate is needed"
@@ -40,14 +39,12 @@ void ek_port_init(void)
     UART_BAUDDIV = EK_UART_CLOCK_HZ / EK_UART_BAUD;
     UART_CTRL = UART_CTRL_TX_RX_RXIRQ;
     (void)UART_DATA; /* whatever came in before; QEMU also looks for input after a read */
-    TIMER_RELOAD = 0xFFFFFFFFu;
-    TIMER_VALUE = 0xFFFFFFFFu;
-    TIMER_CTRL = TIMER_CTRL_ON_IRQ;
+    ek_timer_start();
 }
 
 struct ek_time ek_port_now(void)
 {
-    return ek_ticks_update(&ticks, 0xFFFFFFFFu - TIMER_VALUE, EK_TIMER_CLOCK_HZ / 1000000u);
+    return ek_ticks_update(&ticks, ek_timer_read(), EK_TIMER_CLOCK_HZ / 1000000u);
 }
 
 /* Both flags are cleared before the state is looked at again, so no byte is slept through. */
@@ -56,7 +53,7 @@ uint8_t ek_port_get(void)
     while ((UART_STATE & UART_STATE_RX_FULL) == 0u) {
         ek_sleep_until_interrupt(EK_UART_INTERRUPT, EK_TIMER_INTERRUPT);
         (void)ek_port_now(); /* the timer wakes the core before its counter wraps again */
-        TIMER_INTCLEAR = 1u;
+        ek_timer_acknowledge();
         UART_INTCLEAR = UART_INT_RX;
         EK_NVIC_ICPR(EK_TIMER_INTERRUPT) = EK_NVIC_BIT(EK_TIMER_INTERRUPT);
         EK_NVIC_ICPR(EK_UART_INTERRUPT) = EK_NVIC_BIT(EK_UART_INTERRUPT);

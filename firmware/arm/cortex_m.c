@@ -13,13 +13,7 @@
 #include "ek_board.h"
 #include "ek_cortex_m.h"
 #include "ek_port.h"
-
-#define STACK_PATTERN 0xEDED57ACu
-
-/* From the linker script. */
-extern uint32_t ek_stack_bottom[], ek_stack_top[];
-extern uint32_t ek_data_start[], ek_data_end[], ek_bss_start[], ek_bss_end[];
-extern const uint32_t ek_data_image[];
+#include "ek_startup.h"
 
 void ek_reset(void);
 void ek_fault(void);
@@ -49,8 +43,38 @@ __attribute__((naked, noreturn)) void ek_reset(void)
                      "bl ek_start\n"
                      ".ltorg\n"
                      :
-                     : "i"(STACK_PATTERN));
+                     : "i"(EK_STACK_PATTERN));
 }
+
+#ifdef EK_HAS_CACHES
+/* Invalidates and enables the caches that are there (Armv7-M reference manual, B2.2.7). Nothing
+ * but the core moves data here, so there is no more to do about them. */
+static void ek_enable_caches(void)
+{
+    const uint32_t levels = EK_SCB_CLIDR;
+    __asm__ volatile("dsb\nisb" ::: "memory");
+    if ((levels & 1u) != 0u) {
+        EK_SCB_ICIALLU = 0;
+        __asm__ volatile("dsb\nisb" ::: "memory");
+        EK_SCB_CCR |= EK_SCB_CCR_ICACHE;
+    }
+    if ((levels & 6u) != 0u) {
+        EK_SCB_CSSELR = 0; /* the data cache of level 1 */
+        __asm__ volatile("dsb" ::: "memory");
+        const uint32_t geometry = EK_SCB_CCSIDR;
+        const uint32_t last_set = (geometry >> 13) & 0x7FFFu;
+        const uint32_t last_way = (geometry >> 3) & 0x3FFu;
+        for (uint32_t set = 0; set <= last_set; ++set) {
+            for (uint32_t way = 0; way <= last_way; ++way) {
+                EK_SCB_DCISW = (way << 30) | (set << 5); /* four ways, lines of 32 bytes */
+            }
+        }
+        __asm__ volatile("dsb" ::: "memory");
+        EK_SCB_CCR |= EK_SCB_CCR_DCACHE;
+    }
+    __asm__ volatile("dsb\nisb" ::: "memory");
+}
+#endif
 
 void ek_start(void);
 
@@ -64,13 +88,10 @@ __attribute__((used, noreturn)) void ek_start(void)
     EK_SCB_CPACR |= 0xFu << 20; /* full access to CP10 and CP11 */
     __asm__ volatile("dsb\nisb");
 #endif
-    const uint32_t *from = ek_data_image;
-    for (uint32_t *to = ek_data_start; to < ek_data_end; ++to) {
-        *to = *from++;
-    }
-    for (uint32_t *to = ek_bss_start; to < ek_bss_end; ++to) {
-        *to = 0;
-    }
+#ifdef EK_HAS_CACHES
+    ek_enable_caches();
+#endif
+    ek_init_variables();
     (void)main();
     for (;;) {
     }
@@ -96,7 +117,7 @@ __attribute__((used, noreturn)) void ek_fault_in_c(const uint32_t *frame)
 #else
     const uint32_t status = 0;
 #endif
-    ek_report_fault(overflow ? "Stack overflow" : "Fault", overflow ? 0u : frame[6], status);
+    ek_report_fault(overflow ? EK_TEXT("Stack overflow") : EK_TEXT("Fault"), overflow ? 0u : frame[6], status);
     for (;;) {
         __asm__ volatile("wfi");
     }
@@ -104,9 +125,5 @@ __attribute__((used, noreturn)) void ek_fault_in_c(const uint32_t *frame)
 
 uint32_t ek_port_stack_peak(void)
 {
-    const volatile uint32_t *untouched = ek_stack_bottom;
-    while (untouched < ek_stack_top && *untouched == STACK_PATTERN) {
-        ++untouched;
-    }
-    return (uint32_t)((uintptr_t)ek_stack_top - (uintptr_t)untouched);
+    return ek_measure_stack();
 }

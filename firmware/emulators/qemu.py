@@ -48,7 +48,8 @@ def qemu_command(emulator: boards.Emulator, elf: Path, terminal: int) -> list[st
         raise ToolMissingError(
             f"{emulator.program} is not installed", hint=install_hint(emulator.packages)
         )
-    command = [program, "-M", emulator.machine, "-display", "none", "-monitor", "none"]
+    command = [program, "-M", emulator.machine, *emulator.options]
+    command += ["-display", "none", "-monitor", "none"]
     command += ["-add-fd", f"fd={terminal},set=1"]
     command += ["-chardev", "serial,id=uart,path=/dev/fdset/1", "-serial", "chardev:uart"]
     return [*command, "-kernel", str(elf)]

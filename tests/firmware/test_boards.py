@@ -24,7 +24,18 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_the_boards_of_this_release_are_there() -> None:
-    assert board_slugs() == ("host", "mps2-an385", "mps2-an386", "rpi")
+    assert {
+        "host",
+        "mega",
+        "mps2-an385",
+        "mps2-an386",
+        "stm32f405",
+        "microbit",
+        "hifive1",
+        "pico",
+        "rpi",
+        "uno",
+    } <= {*board_slugs()}
 
 
 @pytest.mark.parametrize("slug", board_slugs())
@@ -78,7 +89,7 @@ def test_an_unknown_board_is_refused_with_the_nearest_name(slug: str, near: str)
     with pytest.raises(BadInputError) as caught:
         load_board(slug)
     message = str(caught.value)
-    assert slug in message and "host, mps2-an385, mps2-an386" in message
+    assert slug in message and ", ".join(board_slugs()) in message
     assert ("did you mean" in message) == bool(near)
     assert not near or message.endswith(f"did you mean {near}?")
 
@@ -102,8 +113,8 @@ def test_a_slug_is_not_a_path() -> None:
         ("ram_bytes = 4_194_304", "ram_bytes = 2048", "memory.stack_bytes: must be less than"),
         ("stack_bytes = 2048", "stack_bytes = 2044", "memory.stack_bytes: must be a multiple of 8"),
         ("ram_origin = 0x2000_0000", "ram_origin = 0x1_0000_0000", "memory.ram_origin: must be"),
-        ('"arm/mem.c"', '"arm/missing.c"', "port.sources: no such file"),
-        ('"arm/mem.c"', "7", "port.sources: must be a list of texts"),
+        ('"app/mem.c"', '"app/missing.c"', "port.sources: no such file"),
+        ('"app/mem.c"', "7", "port.sources: must be a list of texts"),
         ('linker_script = "arm/cortex_m.ld"', "", "memory: [memory] and port.linker_script"),
         ("[clock]\nhz = 25_000_000", "", "clock: [memory] and [clock] are there together"),
         ("hz = 25_000_000\n\n[uart]", "hz = 0\n[uart]", "clock.hz: must be at least 1"),
@@ -113,6 +124,21 @@ def test_a_slug_is_not_a_path() -> None:
         ("[emulator]", "[defines]\nlower = 1\n[emulator]", "defines.lower: must be a macro's name"),
         ("[emulator]", "emulator = 3\n[x]", "timer.emulator: unknown key"),
         ("[uart]", "[uart", "not a board file"),
+        ("[uart]", "[usb]\nids = ['2E8A:a']\n[uart]", "usb.ids: must be like 1234:abcd"),
+        ("[uart]", "[usb]\nids = []\nprobe = 1\n[uart]", "usb.probe: must be true or false"),
+        ('"emulator", "gdb"', '"jtag"', "flash.runners: must be of emulator, uf2,"),
+        ('"emulator", "gdb"', '"avrdude"', "flash.avrdude.part: missing"),
+        (
+            'runners = ["emulator", "gdb"]',
+            'runners = ["gdb"]\ngdb = {server = "| sh"}',
+            "flash.gdb.server: has signs that no tool needs",
+        ),
+        (
+            'runners = ["emulator", "gdb"]',
+            'runners = ["gdb"]\ngdb = {probe = "x"}',
+            "flash.gdb.probe: unknown key",
+        ),
+        ('runners = ["emulator", "gdb"]', "runners = []\nuf2 = {}", "flash.uf2: unknown key"),
     ],
 )
 def test_a_damaged_board_is_refused_naming_file_and_key(
@@ -158,3 +184,9 @@ def test_what_is_wrong_with_a_board_with_linux_is_named(
     assert old in text
     with pytest.raises(BadInputError, match=message):
         read_board(write(tmp_path, text.replace(old, new)))
+
+
+def test_an_emulator_as_a_runner_has_to_be_there(tmp_path: Path) -> None:
+    text = VALID.partition("[emulator]")[0] + "[flash]\nrunners = ['emulator']\n"
+    with pytest.raises(BadInputError, match=r"flash\.runners: there is no \[emulator\]"):
+        read_board(write(tmp_path, text))

@@ -167,7 +167,7 @@ def test_the_application_compiles_without_a_warning(
     bundle = read_bundle(digits_bundle("mlp", "host"))
     (tmp_path / "ek_app_model.h").write_text(emit_app_model(bundle, board, selftest=True))
     (tmp_path / "ek_board.h").write_text(emit_board(board))
-    for name in ("app/main.c", "host/host.c", "arm/mem.c"):
+    for name in ("app/main.c", "host/host.c", "app/mem.c"):
         command = [compiler, "-std=c99", *STRICT_FLAGS, "-Werror", f"-I{tmp_path}"]
         command += [f"-I{bundle.directory}", f"-I{FIRMWARE / 'app'}", "-fsyntax-only"]
         subprocess.run([*command, FIRMWARE / name], check=True)
