@@ -318,17 +318,16 @@ static EK_NOINLINE void run_inference(void)
     }
 }
 
-/* Runs inferences against the clock. Returns the time before the first of them. */
-static EK_NOINLINE struct ek_time time_inferences(uint32_t count, struct ek_time *end)
+/* Runs inferences between two looks at the clock. */
+static EK_NOINLINE void time_inferences(uint32_t count, struct ek_time times[2])
 {
-    const struct ek_time start = ek_port_now();
+    times[0] = ek_port_now();
     while (count-- > 0u) {
         run_inference();
     }
-    *end = ek_port_now();
-    app.elapsed_us = (end->seconds - start.seconds) * 1000000u + end->microseconds;
-    app.elapsed_us -= start.microseconds;
-    return start;
+    times[1] = ek_port_now();
+    app.elapsed_us = (times[1].seconds - times[0].seconds) * 1000000u;
+    app.elapsed_us += times[1].microseconds - times[0].microseconds;
 }
 
 static int has_input(void)
@@ -737,9 +736,10 @@ static void do_infer(void)
     }
     put_line("m-warmup-done");
     put_number_line("m-infer-start-", count, "");
-    struct ek_time end;
-    put_time(time_inferences(count, &end));
-    put_time(end);
+    struct ek_time times[2];
+    time_inferences(count, times);
+    put_time(times[0]);
+    put_time(times[1]);
     put_line("m-infer-done");
     put_results();
 }
@@ -805,7 +805,7 @@ static void do_output(void)
 /* What `infer 1 0` and `output` do, without numbers that the line could change. */
 static void do_run(void)
 {
-    struct ek_time end;
+    struct ek_time times[2];
     if (!has_input()) {
         return;
     }
@@ -813,7 +813,7 @@ static void do_run(void)
         put_error("Overwritten");
         return;
     }
-    (void)time_inferences(1u, &end);
+    time_inferences(1u, times);
     do_output();
 }
 
