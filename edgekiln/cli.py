@@ -534,8 +534,7 @@ def models(as_json: bool) -> None:
         known[recipe.name] = {**described, "variant_of": None}
         for variant in variants_of(recipe.name):
             described["description"] = variant.description
-            name = f"{recipe.name}_{variant.name}"
-            known[name] = {**described, "variant_of": recipe.name}
+            known[variant.model_name(recipe.name)] = {**described, "variant_of": recipe.name}
     if as_json:
         print_json(known)
     else:
@@ -549,14 +548,13 @@ def models(as_json: bool) -> None:
 @click.option(
     "--device-samples",
     type=click.IntRange(1),
-    default=2000,
-    show_default=True,
-    help="Most held-out samples to run on the board, for each model.",
+    help="Most held-out samples to run on the board, for each model.  [default: 2000, and more"
+    " where 10^10 multiply-accumulate steps allow]",
 )
 @build_option
 @json_option
 def zoo(
-    recipes: tuple[str, ...], anew: bool, device_samples: int, build_dir: Path, as_json: bool
+    recipes: tuple[str, ...], anew: bool, device_samples: int | None, build_dir: Path, as_json: bool
 ) -> None:
     """Measure the project's own models and their compressed variants on a board.
 
