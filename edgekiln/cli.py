@@ -582,10 +582,13 @@ def zoo(
     help="Take MODEL to every microcontroller's emulator instead; where it does not fit, take "
     "the next MODEL given.",
 )
+@click.option("--board", "slugs", multiple=True, metavar="BOARD", help="Try it on these alone.")
 @optimize_option
 @build_option
 @json_option
-def boards(models: tuple[str, ...], optimize: str, build_dir: Path, as_json: bool) -> None:
+def boards(
+    models: tuple[str, ...], slugs: tuple[str, ...], optimize: str, build_dir: Path, as_json: bool
+) -> None:
     """List the boards, and whether their tools are installed.
 
     With --try every board whose tools are installed gets an image. Where there is an emulator it
@@ -593,7 +596,9 @@ def boards(models: tuple[str, ...], optimize: str, build_dir: Path, as_json: boo
     with 1 when a byte differs.
     """
     if models:
-        _try_boards(models, optimize, build_dir, as_json)
+        _try_boards(models, slugs, optimize, build_dir, as_json)
+    elif slugs:
+        raise click.UsageError("--board goes with --try")
     else:
         _list_boards(as_json)
 
@@ -648,16 +653,21 @@ def _is_there(board: Board, purpose: str) -> str | None:
     return None
 
 
-def _try_boards(models: tuple[str, ...], optimize: str, build_dir: Path, as_json: bool) -> None:
+def _try_boards(
+    models: tuple[str, ...], slugs: tuple[str, ...], optimize: str, build_dir: Path, as_json: bool
+) -> None:
     from edgekiln import trials
 
     with stdout_for_results():
-        found = trials.try_everywhere(models, build_dir, optimize)
+        found = trials.try_everywhere(models, build_dir, optimize, slugs)
     if as_json:
         print_json({trial.board: asdict(trial) for trial in found})
     else:
         print_columns(
-            ("board", "core", "model", "flash", "RAM", "instructions", "cycles", "bytes equal"),
+            (
+                *("board", "core", "model", "flash", "RAM", "of it stack"),
+                *("instructions", "cycles", "bytes equal"),
+            ),
             [
                 (
                     trial.board,
@@ -665,6 +675,7 @@ def _try_boards(models: tuple[str, ...], optimize: str, build_dir: Path, as_json
                     trial.model,
                     trial.flash_bytes,
                     trial.ram_bytes,
+                    trial.stack_bytes,
                     trial.instructions,
                     trial.cycles,
                     f"all {trial.bytes_equal:,}" if trial.bytes_equal else trial.outcome,

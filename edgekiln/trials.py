@@ -62,7 +62,10 @@ class Trial:
 
 
 def try_everywhere(
-    models: Sequence[str], build: Path, optimize: str = "balanced"
+    models: Sequence[str],
+    build: Path,
+    optimize: str = "balanced",
+    boards: Sequence[str] = (),
 ) -> tuple[Trial, ...]:
     """Tries a model on each microcontroller; where it does not fit, the next one given.
 
@@ -70,15 +73,16 @@ def try_everywhere(
         models: Recipes or .tflite files, the one that matters first.
         build: The root of the build tree.
         optimize: What the compiler favours.
+        boards: Slugs; none means all.
 
     Raises:
-        EdgekilnError: A model cannot be made or compiled at all.
+        EdgekilnError: A board is not known, or a model cannot be made or compiled at all.
     """
     from edgekiln.firmware.boards import board_slugs, load_board
 
+    chosen = [load_board(slug) for slug in boards or board_slugs()]
     works = [pipeline.find_model(model, build, optimize) for model in models]
-    boards = [load_board(slug) for slug in board_slugs()]
-    return tuple(_try_board(works, board) for board in boards if board.memory is not None)
+    return tuple(_try_board(works, board) for board in chosen if board.memory is not None)
 
 
 def check(trials: Sequence[Trial]) -> None:
