@@ -9,7 +9,7 @@
                   inputs/        inputs.npz: what the model is measured with
                   host/c/        the generated C for this machine
                   <board>/c/     the generated C for the board
-                  <board>/image/ image.elf, image.bin, image.hex
+                  <board>/image/ image.elf, image.bin, image.hex, for some image.uf2
                   <board>/run/   results.json, made by running the image
                   <board>/       results.json and report.html, for people
 
@@ -99,6 +99,7 @@ _WHAT_FILES_ARE = {
     "image.elf": "image with symbols",
     "image.bin": "image as flashed",
     "image.hex": "image, Intel HEX",
+    "image.uf2": "image, UF2",
     ".c": "generated C",
     ".h": "generated C, header",
 }

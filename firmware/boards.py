@@ -156,6 +156,8 @@ class Board:
         timer: The timer, or None on the host.
         defines: Further numbers for the port, as C macros.
         emulator: The emulator, or None where there is none.
+        uf2_family: Number of the chip's family in UF2 files, or None where its bootloader
+            takes none.
         linux: What there is to say of a board that runs Linux; None for all others.
     """
 
@@ -172,6 +174,7 @@ class Board:
     timer: Timer | None
     defines: tuple[tuple[str, int], ...]
     emulator: Emulator | None
+    uf2_family: int | None = None
     linux: Linux | None = None
 
     @property
@@ -265,6 +268,7 @@ def read_board(path: Path) -> Board:
         timer=_read_timer(top.table("timer")),
         defines=_read_defines(top.table("defines")),
         emulator=_read_emulator(top.table("emulator")),
+        uf2_family=_read_uf2(top.table("uf2")),
         linux=_read_linux(top.table("linux"), data),
     )
     top.end()
@@ -430,6 +434,14 @@ def _read_timer(table: _Table | None) -> Timer | None:
     )
     table.end()
     return timer
+
+
+def _read_uf2(table: _Table | None) -> int | None:
+    if table is None:
+        return None
+    family = table.number("family")
+    table.end()
+    return family
 
 
 def _read_defines(table: _Table | None) -> tuple[tuple[str, int], ...]:

@@ -25,6 +25,7 @@ case "$1 $2" in
     "-m venv") mkdir -p "$3/bin"; cat "$0" >"$3/bin/python"; echo "venv VERSION" >>"$RECORD"
         chmod +x "$3/bin/python" ;;
     "-m pip") echo "pip $*" >>"$RECORD"; echo Collecting it; [ ! -e "$RECORD.pip-fails" ] ;;
+    "-m edgekiln"*) echo "$*" >>"$RECORD" ;;
 esac
 """
 
@@ -80,6 +81,8 @@ def machine(tmp_path: Path, root: Path) -> Machine:
     shutil.copy(root / "scripts" / "setup", checkout / "scripts")
     (checkout / "requirements.lock").write_text("one==1\ntwo==2\n")
     (checkout / "pyproject.toml").write_text("")
+    (checkout / "firmware" / "rp2040js").mkdir(parents=True)
+    (checkout / "firmware" / "rp2040js" / "package-lock.json").write_text("{}")
     made = Machine(checkout, tmp_path / "bin", tmp_path / "record")
     made.bin.mkdir()
     for name in REAL:
@@ -124,12 +127,14 @@ def test_continuous_integration_needs_more(machine: Machine) -> None:
     machine.add_tools(*TOOLS, "rsync", "aarch64-linux-gnu-gcc", "riscv64-unknown-elf-gcc")
     line = one_line(machine.setup())
     wanted = "clang cmake qemu-user qemu-user-static qemu-system-misc mmdebstrap openssh-client"
+    wanted += " nodejs npm"
     if not Path("/usr/sbin/sshd").exists():  # which lies outside of an ordinary user's PATH
         wanted += " openssh-server"
     assert line.endswith(f"recommends {wanted}")
     machine.add_tools("clang", "cmake", "mmdebstrap", "qemu-aarch64", "qemu-aarch64-static", "ssh")
-    machine.add_tools("qemu-system-riscv32")
+    machine.add_tools("qemu-system-riscv32", "node", "npm")
     assert machine.setup().returncode == 0
+    assert machine.calls()[-1] == "-m edgekiln.firmware.rp2040js"
 
 
 def test_without_apt_the_line_names_the_packages(machine: Machine) -> None:

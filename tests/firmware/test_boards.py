@@ -24,9 +24,16 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_the_boards_of_this_release_are_there() -> None:
-    assert {"host", "mps2-an385", "mps2-an386", "stm32f405", "microbit", "hifive1", "rpi"} <= {
-        *board_slugs()
-    }
+    assert {
+        "host",
+        "mps2-an385",
+        "mps2-an386",
+        "stm32f405",
+        "microbit",
+        "hifive1",
+        "pico",
+        "rpi",
+    } <= {*board_slugs()}
 
 
 @pytest.mark.parametrize("slug", board_slugs())
