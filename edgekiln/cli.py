@@ -678,7 +678,9 @@ def _try_boards(
                     trial.stack_bytes,
                     trial.instructions,
                     trial.cycles,
-                    f"all {trial.bytes_equal:,}" if trial.bytes_equal else trial.outcome,
+                    f"all {trial.bytes_equal:,} of {trial.samples:,} samples"
+                    if trial.bytes_equal
+                    else trial.outcome,
                 )
                 for trial in found
             ],

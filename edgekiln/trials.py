@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from edgekiln.firmware.boards import Board
     from edgekiln.firmware.image import Image
 
-_MOST_MACS = 300_000_000  # of all samples together on one board: seconds in an emulator
+# Multiply-accumulates of all samples together on one board: what an emulator does in seconds.
+_MOST_MACS = {"qemu": 300_000_000}
+_MOST_MACS_OF_A_CYCLE_COUNTER = 8_000_000
 
 Outcome = Literal["equal", "built", "does not fit", "not installed", "differs", "failed"]
 
@@ -121,8 +123,7 @@ def _try_model(work: pipeline.Work, board: Board) -> Trial:
     inputs = read_inputs_file(work.inputs)
     try:
         image = work.image(board)
-        few = inputs.head(max(1, min(inputs.samples, _MOST_MACS // max(1, image.macs))))
-        return _run(work, board, image, few)
+        return _run(work, board, image, inputs)
     except DoesNotFitError as error:
         return ended("does not fit", error)
     except ToolMissingError as error:
@@ -138,7 +139,9 @@ def _run(work: pipeline.Work, board: Board, image: Image, inputs: ModelInputs) -
 
     if board.emulator is None:
         return Trial(board.slug, board.core, work.name, "built", flash_bytes=image.flash_bytes)
-    found = measure_few(work.name, image, board, work.host_bundle, inputs)
+    most = _MOST_MACS.get(board.emulator.kind, _MOST_MACS_OF_A_CYCLE_COUNTER)
+    few = inputs.head(max(1, min(inputs.samples, most // max(1, image.macs))))
+    found = measure_few(work.name, image, board, work.host_bundle, few)
     return Trial(
         board=board.slug,
         core=board.core,
@@ -149,6 +152,6 @@ def _run(work: pipeline.Work, board: Board, image: Image, inputs: ModelInputs) -
         stack_bytes=found.stack_bytes,
         instructions=found.instructions,
         cycles=found.cycles,
-        samples=inputs.samples,
-        bytes_equal=inputs.samples * image.output_bytes,
+        samples=few.samples,
+        bytes_equal=few.samples * image.output_bytes,
     )
