@@ -13,6 +13,7 @@ import click
 
 from edgekiln import __version__
 from edgekiln.errors import BadInputError, CheckFailedError
+from edgekiln.firmware.flash.destination import Destination
 from edgekiln.quantize.options import CALIBRATIONS, Format, Method, QuantizeOptions
 from edgekiln.terminal import print_columns, print_facts, print_json, run, stdout_for_results
 
@@ -132,6 +133,33 @@ OWN_MODEL_OPTIONS: dict[str, Callable[[F], F]] = {
     ),
     "learning_rate": click.option(
         "--learning-rate", type=float, metavar="RATE", help="Of each training.  [default: 0.0001]"
+    ),
+}
+
+
+def takes_destination(command: F) -> F:
+    """Adds the options that say which real board is meant; the command gets ``where``."""
+
+    @functools.wraps(command)
+    def call(*arguments: Any, **values: Any) -> Any:
+        chosen = {name: values.pop(name) for name in DESTINATION_OPTIONS}
+        return command(*arguments, where=Destination(**chosen), **values)
+
+    for option in reversed(DESTINATION_OPTIONS.values()):
+        call = option(call)
+    return cast("F", call)
+
+
+#: The options of `takes_destination`, by the name of their value.
+DESTINATION_OPTIONS: dict[str, Callable[[F], F]] = {
+    "port": click.option(
+        "--port", metavar="PORT", help="Serial port of a real board; `auto` finds it by USB."
+    ),
+    "runner": click.option(
+        "--runner", metavar="NAME", help="How to write the image; `edgekiln boards` lists them."
+    ),
+    "to": click.option(
+        "--to", metavar="PLACE", help="The drive for uf2, or host:port of the server for gdb."
     ),
 }
 model_argument = click.argument("model", default=_DEFAULT_MODEL)
@@ -414,26 +442,53 @@ def _mismatch_error(model: Path, found: Verification) -> CheckFailedError:
 @model_argument
 @board_option
 @optimize_option
+@takes_destination
+@click.option("--dry-run", is_flag=True, help="Print the exact commands, write nothing.")
 @takes_own_model
 @build_option
-def flash(model: str, board: str, optimize: str, given: Given, build_dir: Path) -> None:
-    """Build MODEL's image for a board and write it there."""
+def flash(
+    model: str,
+    board: str,
+    optimize: str,
+    where: Destination,
+    dry_run: bool,
+    given: Given,
+    build_dir: Path,
+) -> None:
+    """Build MODEL's image for a board and write it there.
+
+    The first of the board's runners that is installed writes it, and verifies what it wrote. A
+    board that answers at a port is asked for one inference. Boards that are emulated are handed
+    the image when they start, unless a port or a runner says that a real one is meant.
+    """
     from edgekiln import pipeline
 
     with stdout_for_results():
-        image = pipeline.flash(model, board, build_dir, optimize, given)
-    click.echo(image.elf)
+        if dry_run:
+            lines = pipeline.flash_commands(model, board, build_dir, optimize, given, where)
+        else:
+            image = pipeline.flash(model, board, build_dir, optimize, given, where)
+            lines = [str(image.elf)]
+    for line in lines:
+        click.echo(line)
 
 
 @cli.command()
 @model_argument
 @board_option
 @optimize_option
+@takes_destination
 @takes_own_model
 @build_option
 @json_option
 def deploy(
-    model: str, board: str, optimize: str, given: Given, build_dir: Path, as_json: bool
+    model: str,
+    board: str,
+    optimize: str,
+    where: Destination,
+    given: Given,
+    build_dir: Path,
+    as_json: bool,
 ) -> None:
     """Take MODEL the whole way to a board, and report.
 
@@ -441,11 +496,14 @@ def deploy(
     since the last time is not done again. A Keras model from outside begins with its
     quantization, for which --data is needed (see `edgekiln quantize --help`). Exits with 1 when
     an output byte of the board differs from the host's.
+
+    A board that has an emulator is that emulator, unless --port, --runner or --to says that a
+    real one is meant: that is flashed first.
     """
     from edgekiln import pipeline
 
     with stdout_for_results():
-        results = pipeline.deploy(model, board, build_dir, optimize, given)
+        results = pipeline.deploy(model, board, build_dir, optimize, given, where)
     if as_json:
         click.echo(results.read_text(encoding="utf-8"), nl=False)
     else:
@@ -456,21 +514,29 @@ def deploy(
 @model_argument
 @board_option
 @optimize_option
+@takes_destination
 @takes_own_model
 @build_option
 @json_option
 def bench(
-    model: str, board: str, optimize: str, given: Given, build_dir: Path, as_json: bool
+    model: str,
+    board: str,
+    optimize: str,
+    where: Destination,
+    given: Given,
+    build_dir: Path,
+    as_json: bool,
 ) -> None:
     """Measure MODEL on a board: instructions, flash, RAM.
 
-    MODEL is a .tflite file, a recipe, or a Keras model with --data.
+    MODEL is a .tflite file, a recipe, or a Keras model with --data. A real board is meant as for
+    `edgekiln deploy`.
     """
     from edgekiln import pipeline
     from edgekiln.bench.results import to_json
 
     with stdout_for_results():
-        found = pipeline.bench_model(model, board, build_dir, optimize, given)
+        found = pipeline.bench_model(model, board, build_dir, optimize, given, where)
     if as_json:
         print_json(to_json(found))
     else:
@@ -605,6 +671,7 @@ def boards(
 
 def _list_boards(as_json: bool) -> None:
     from edgekiln.firmware.boards import board_slugs, load_board
+    from edgekiln.firmware.flash.registry import installed_runners
     from edgekiln.firmware.installed import missing_tools, packages_of, tools_of
 
     known = [load_board(slug) for slug in board_slugs()]
@@ -619,6 +686,7 @@ def _list_boards(as_json: bool) -> None:
                     "flash_bytes": board.flash_bytes,
                     "ram_bytes": board.ram_bytes,
                     "emulator": board.emulator.program if board.emulator else None,
+                    "runners": dict(installed_runners(board)),
                     "installed": {tool.program: tool.is_installed for tool in tools_of(board)},
                     "missing": [tool.program for tool in missing_tools(board)],
                     "packages": list(packages_of(tools_of(board))),
@@ -628,7 +696,10 @@ def _list_boards(as_json: bool) -> None:
         )
     else:
         print_columns(
-            ("board", "name", "target", "flash", "RAM", "compiler", "emulator", "to install"),
+            (
+                *("board", "name", "target", "flash", "RAM"),
+                *("compiler", "emulator", "flashed by", "to install"),
+            ),
             [
                 (
                     board.slug,
@@ -637,6 +708,11 @@ def _list_boards(as_json: bool) -> None:
                     _kibibytes(board.flash_bytes),
                     _kibibytes(board.ram_bytes),
                     *(_is_there(board, purpose) for purpose in ("compiler", "emulator")),
+                    ", ".join(
+                        f"{name} (missing)" if why_not else name
+                        for name, why_not in installed_runners(board)
+                    )
+                    or None,
                     " ".join(packages_of(missing_tools(board))) or None,
                 )
                 for board in known

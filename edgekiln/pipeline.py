@@ -28,12 +28,12 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgekiln
-from edgekiln.console import make_table, say, show
+from edgekiln.console import choose, make_table, say, show
 from edgekiln.errors import BadInputError, CheckFailedError, DoesNotFitError, ToolMissingError
 from edgekiln.files import (
     MANIFEST_NAME,
@@ -43,6 +43,7 @@ from edgekiln.files import (
     write_bytes,
     write_json,
 )
+from edgekiln.firmware.flash.destination import AUTO, Destination
 from edgekiln.quantize.options import QuantizeOptions
 
 if TYPE_CHECKING:
@@ -124,12 +125,20 @@ class Given:
 
 
 _NOTHING = Given()
+_ANYWHERE = Destination()
 
 
 def deploy(
-    model: str, board: str, build: Path, optimize: str = "balanced", given: Given = _NOTHING
+    model: str,
+    board: str,
+    build: Path,
+    optimize: str = "balanced",
+    given: Given = _NOTHING,
+    where: Destination = _ANYWHERE,
 ) -> Path:
     """Takes a model to a board, runs it there, and proves that every output byte is right.
+
+    Where the board has an emulator and no destination is given, that is where it runs.
 
     Args:
         model: A recipe's name, a Keras model's file, a SavedModel directory or a .tflite file.
@@ -137,6 +146,7 @@ def deploy(
         build: The root of the build tree.
         optimize: What the compiler favours.
         given: Data and options for a Keras model.
+        where: The real board that is flashed and measured.
 
     Returns:
         The path of results.json; report.html lies beside it.
@@ -152,9 +162,10 @@ def deploy(
 
     chosen = load_board(board)
     work = find_model(model, build, optimize, given)
-    check_tools(work, chosen, run=True)
+    check_tools(work, chosen, run=True, emulated=_is_emulated(chosen, where))
     results_path, report_path = results_paths(work, board)
-    made = work.measure(chosen, stale=(results_path, report_path))
+    port = None if _is_emulated(chosen, where) else _flash_to_measure(work, chosen, where)
+    made = work.measure(chosen, stale=(results_path, report_path), port=port)
     _write_if_changed(results_path, made.read_bytes())
     results = read_results(results_path)
     _write_if_changed(report_path, render_report(results).encode())
@@ -165,7 +176,12 @@ def deploy(
 
 
 def bench_model(
-    model: str, board: str, build: Path, optimize: str = "balanced", given: Given = _NOTHING
+    model: str,
+    board: str,
+    build: Path,
+    optimize: str = "balanced",
+    given: Given = _NOTHING,
+    where: Destination = _ANYWHERE,
 ) -> BenchResult:
     """Measures a model on a board with a few inputs: instructions, flash, RAM.
 
@@ -181,37 +197,142 @@ def bench_model(
 
     chosen = load_board(board)
     work = find_model(model, build, optimize, given)
-    check_tools(work, chosen, run=True)
+    check_tools(work, chosen, run=True, emulated=_is_emulated(chosen, where))
     image = work.image(chosen)
+    port = None if _is_emulated(chosen, where) else _flash_to_measure(work, chosen, where)
     few = read_inputs_file(work.inputs).head(BENCH_SAMPLES)
-    return measure_few(work.name, image, chosen, work.host_bundle, few)
+    return measure_few(work.name, image, chosen, work.host_bundle, few, port)
 
 
 def flash(
-    model: str, board: str, build: Path, optimize: str = "balanced", given: Given = _NOTHING
+    model: str,
+    board: str,
+    build: Path,
+    optimize: str = "balanced",
+    given: Given = _NOTHING,
+    where: Destination = _ANYWHERE,
 ) -> Image:
-    """Makes the image that `deploy` runs, and boots it once.
+    """Makes the image that `deploy` runs and writes it to the board.
 
-    An emulator keeps no image: it is handed the file each time it starts. What is proved here
-    is that the image boots there and answers one input as the generated C does on the host.
+    An emulator keeps no image: it is handed the file each time it starts. What is proved there,
+    and on a board whose serial port is known, is that the image boots and answers one input as
+    the generated C does on the host.
 
-    Args and errors as for `deploy`.
+    Args:
+        model: As for `deploy`.
+        board: As for `deploy`.
+        build: As for `deploy`.
+        optimize: As for `deploy`.
+        given: As for `deploy`.
+        where: The runner, the port and the place to write to.
 
     Returns:
         The image.
+
+    Raises:
+        EdgekilnError: As for `deploy`, or the board could not be written.
     """
-    from edgekiln.bench.inputs import read_inputs_file
-    from edgekiln.bench.measure import measure_few
-    from edgekiln.firmware.boards import load_board
+    from edgekiln.firmware.boards import load_board, refuse_linux
+    from edgekiln.firmware.flash import registry
 
     chosen = load_board(board)
+    refuse_linux(chosen)
     work = find_model(model, build, optimize, given)
-    check_tools(work, chosen, run=True)
+    name = registry.choose_runner(chosen, where)
+    emulated = name == registry.EMULATOR
+    _refuse_useless(emulated, where)
+    check_tools(work, chosen, run=False, emulated=emulated)
     image = work.image(chosen)
-    one = read_inputs_file(work.inputs).head(1)
-    measure_few(work.name, image, chosen, work.host_bundle, one)
-    say(f"{image.elf} boots on {board} and answers as it should")
+    if emulated:
+        _boot(work, chosen, image)
+        return image
+    job = registry.plan_flash(chosen, image, name, where, choose)
+    registry.write_image(registry.find_runner(chosen, name), job)
+    if job.port is not None:
+        _boot(work, chosen, image, job.port)
     return image
+
+
+def flash_commands(
+    model: str,
+    board: str,
+    build: Path,
+    optimize: str = "balanced",
+    given: Given = _NOTHING,
+    where: Destination = _ANYWHERE,
+) -> list[str]:
+    """Makes the image and returns the commands with which `flash` would write it.
+
+    Neither the runner's program nor the board has to be there: a port that is not found is
+    shown as ``<port>``. Args and errors as for `flash`.
+
+    Returns:
+        Lines for a shell; none where an emulator takes the image.
+    """
+    from edgekiln.firmware.boards import load_board, refuse_linux
+    from edgekiln.firmware.flash import registry
+
+    chosen = load_board(board)
+    refuse_linux(chosen)
+    work = find_model(model, build, optimize, given)
+    name = registry.choose_runner(chosen, where, dry_run=True)
+    _refuse_useless(name == registry.EMULATOR, where)
+    check_tools(work, chosen, run=False, emulated=False)
+    image = work.image(chosen)
+    if name == registry.EMULATOR:
+        say(f"nothing is written: {board} is handed {image.elf} when it starts")
+        return []
+    job = registry.plan_flash(chosen, image, name, where, choose, dry_run=True)
+    return registry.find_runner(chosen, name).commands(job)
+
+
+def _boot(work: Work, board: Board, image: Image, port: str | None = None) -> None:
+    """Runs one input on the emulator, or on the board at a port, and compares the outputs."""
+    from edgekiln.bench.compiled import find_host_compiler
+    from edgekiln.bench.inputs import read_inputs_file
+    from edgekiln.bench.measure import measure_few
+    from edgekiln.firmware.flash.ports import wait_for_port
+
+    find_host_compiler()
+    if port is not None:
+        wait_for_port(port)
+    one = read_inputs_file(work.inputs).head(1)
+    measure_few(work.name, image, board, work.host_bundle, one, port)
+    say(f"{image.elf} boots on {board.slug} and answers as it should")
+
+
+def _flash_to_measure(work: Work, board: Board, where: Destination) -> str:
+    """Writes the image to a real board; returns the serial port at which it answers then."""
+    from edgekiln.firmware.flash import registry
+    from edgekiln.firmware.flash.ports import find_port, wait_for_port
+
+    name = registry.choose_runner(board, where)
+    port = find_port(board, where.port or AUTO, choose).device
+    there = replace(where, port=port)
+    image = work.image(board)
+    runner = registry.find_runner(board, name)
+    registry.write_image(runner, registry.plan_flash(board, image, name, there, choose))
+    wait_for_port(port)
+    return port
+
+
+def _is_emulated(board: Board, where: Destination) -> bool:
+    """Whether the emulator, or this machine, is measured, and not a real board."""
+    from edgekiln.firmware.flash.registry import EMULATOR
+
+    if where.runner == EMULATOR:
+        _refuse_useless(True, where)
+    has_stand_in = board.is_host or board.is_emulated
+    return has_stand_in and (where.is_nothing or where.runner == EMULATOR)
+
+
+def _refuse_useless(emulated: bool, where: Destination) -> None:
+    if emulated and (where.port is not None or where.to is not None):
+        raise BadInputError(
+            "an emulator has no port to name",
+            got=repr(where.port or where.to),
+            hint="leave --runner emulator out for a real board",
+        )
 
 
 def train(model: str, build: Path) -> Path:
@@ -354,13 +475,14 @@ def results_paths(work: Work, board: str) -> tuple[Path, Path]:
     return directory / "results.json", directory / "report.html"
 
 
-def check_tools(work: Work, board: Board, *, run: bool) -> None:
+def check_tools(work: Work, board: Board, *, run: bool, emulated: bool = True) -> None:
     """Looks for the programs and packages that will be needed, before anything that takes long.
 
     Args:
         work: The model.
         board: The board.
         run: Whether the image will be run and reported on.
+        emulated: Whether the board's emulator will run it, where it has one.
 
     Raises:
         BadInputError: The model is to be of types that run on PCs alone.
@@ -382,7 +504,7 @@ def check_tools(work: Work, board: Board, *, run: bool) -> None:
     find_tool(board.toolchain, "gcc")
     if run:
         find_host_compiler()
-    if run and board.emulator and shutil.which(board.emulator.program) is None:
+    if emulated and board.emulator and shutil.which(board.emulator.program) is None:
         raise ToolMissingError(
             f"{board.emulator.program} is not installed",
             where=board.slug,
@@ -648,12 +770,14 @@ class Work:
             shrinks=self.given is not None and self.given.options.channels is None,
         )
 
-    def measure(self, board: Board, stale: Sequence[Path]) -> Path:
+    def measure(self, board: Board, stale: Sequence[Path], port: str | None = None) -> Path:
         """Runs the image on the board and compares all outputs.
 
         Args:
             board: The board.
             stale: Files to remove before anything is measured anew.
+            port: Serial port of a real board, which is measured each time: nobody knows what
+                is at the port now.
 
         Returns:
             The path of the stage's results.json.
@@ -666,7 +790,7 @@ class Work:
         def make(directory: Path) -> None:
             for path in stale:
                 path.unlink(missing_ok=True)
-            results = measure(self._subject(board, image, host_bundle))
+            results = measure(replace(self._subject(board, image, host_bundle), port=port))
             write_results(directory / "results.json", results)
 
         report = self.directory / board.slug / "c" / "compile_report.json"
@@ -674,7 +798,10 @@ class Work:
             name=f"run on {board.slug}",
             directory=self.directory / board.slug / "run",
             inputs=(image.elf, report, self.tflite, self.inputs),
-            options=_versions("edgekiln", *PACKAGES),
+            options={
+                **_versions("edgekiln", *PACKAGES),
+                **({"port": port, "measured_ns": time.time_ns()} if port else {}),
+            },
             code=(PACKAGE / "export", PACKAGE / "firmware", *_bench_code()),
         )
         return _run(stage, make) / "results.json"

@@ -47,8 +47,8 @@ struct output {
 #endif
 };
 
-static const struct span inputs[] = EK_MODEL_INPUTS;
-static const struct output outputs[] = EK_MODEL_OUTPUTS;
+static const EK_FLASH struct span inputs[] = EK_MODEL_INPUTS;
+static const EK_FLASH struct output outputs[] = EK_MODEL_OUTPUTS;
 
 static int8_t arena[EK_MODEL_ARENA_BYTES] __attribute__((aligned(16), section(".bss.ek_arena")));
 static uint8_t kept_output[EK_MODEL_OUTPUT_BYTES]; /* of the first inference after a load */
@@ -85,10 +85,21 @@ static void put(char character)
     ek_port_put((uint8_t)character);
 }
 
-static void put_text(const char *text)
+/* Texts are literals, which stay in flash. Each function that takes them has a macro of its name
+ * less the last word, which makes the literal. */
+static void put_text_of(const EK_FLASH char *text)
 {
     while (*text != '\0') {
         put(*text++);
+    }
+}
+#define put_text(literal) put_text_of(EK_TEXT(literal))
+
+/* A word in RAM. */
+static void put_word(const char *word)
+{
+    while (*word != '\0') {
+        put(*word++);
     }
 }
 
@@ -122,32 +133,38 @@ static EK_NOINLINE void put_number(uint32_t value)
     put_decimal(value, 0u, 1u);
 }
 
-static EK_NOINLINE void put_line(const char *text)
+static EK_NOINLINE void put_line_of(const EK_FLASH char *text)
 {
-    put_text(text);
+    put_text_of(text);
     put_text("\r\n");
 }
+#define put_line(literal) put_line_of(EK_TEXT(literal))
 
-static EK_NOINLINE void put_error(const char *text)
+static EK_NOINLINE void put_error_of(const EK_FLASH char *text)
 {
     put_text("e-[");
-    put_text(text);
+    put_text_of(text);
     put_line("]");
 }
+#define put_error(literal) put_error_of(EK_TEXT(literal))
 
 /* A line that holds one number: text, number, end. */
-static EK_NOINLINE void put_number_line(const char *text, uint32_t number, const char *end)
+static EK_NOINLINE void put_number_line_of(const EK_FLASH char *text, uint32_t number,
+                                           const EK_FLASH char *end)
 {
-    put_text(text);
+    put_text_of(text);
     put_number(number);
-    put_line(end);
+    put_line_of(end);
 }
+#define put_number_line(literal, number, end) \
+    put_number_line_of(EK_TEXT(literal), number, EK_TEXT(end))
 
-static void begin_checked_line(const char *text)
+static void begin_checked_line_of(const EK_FLASH char *text)
 {
     app.line_crc = 0xFFFFFFFFu;
-    put_text(text);
+    put_text_of(text);
 }
+#define begin_checked_line(literal) begin_checked_line_of(EK_TEXT(literal))
 
 static void end_checked_line(void)
 {
@@ -234,7 +251,7 @@ static EK_NOINLINE uint32_t hex_value(char digit)
     return 16u;
 }
 
-static int same_text(const char *a, const char *b)
+static int same_text(const char *a, const EK_FLASH char *b)
 {
     while (*a != '\0' && *a == *b) {
         ++a;
@@ -270,12 +287,13 @@ static EK_NOINLINE void invoke(void)
 static void run_inference(void)
 {
     invoke();
+    (void)ek_port_now();
     if (app.inferences++ != 0u) {
         return;
     }
     uint8_t *to = kept_output;
     for (uint32_t i = 0; i < COUNT_OF(outputs); ++i) {
-        memcpy(to, arena + outputs[i].span.offset, outputs[i].span.bytes);
+        memcpy(to, arena + outputs[i].span.offset, (size_t)outputs[i].span.bytes);
         to += outputs[i].span.bytes;
     }
 }
@@ -296,11 +314,11 @@ typedef uint32_t product;
 typedef uint64_t product;
 #endif
 
-static void put_code(const struct output *output, int32_t code)
+static void put_code(const EK_FLASH struct output *output, int32_t code)
 {
     const int32_t centred = code - output->zero_point;
     const uint32_t magnitude = (uint32_t)(centred < 0 ? -centred : centred);
-    const uint32_t half = output->shift != 0u ? 1u << (output->shift - 1u) : 0u;
+    const uint32_t half = output->shift != 0u ? (uint32_t)1 << (output->shift - 1u) : 0u;
     const product scaled = (product)magnitude * (uint32_t)output->multiplier + half;
     const uint32_t value = (uint32_t)(scaled >> output->shift);
     if (centred < 0 && value != 0u) {
@@ -313,7 +331,7 @@ static void put_code(const struct output *output, int32_t code)
 #if EK_OUTPUTS_INT8
 #define ELEMENT_BYTES(output) 1u
 
-static void put_value(const struct output *output, const uint8_t *bytes)
+static void put_value(const EK_FLASH struct output *output, const uint8_t *bytes)
 {
     put_code(output, (int8_t)*bytes);
 }
@@ -321,7 +339,7 @@ static void put_value(const struct output *output, const uint8_t *bytes)
 #define ELEMENT_BYTES(output) ((output)->element_bytes)
 
 #if EK_HAS_CODES || EK_HAS_INTEGERS
-static int64_t read_integer(const struct output *output, const uint8_t *bytes)
+static int64_t read_integer(const EK_FLASH struct output *output, const uint8_t *bytes)
 {
     const uint64_t sign = (uint64_t)1 << (8u * output->element_bytes - 1u);
     uint64_t value = 0;
@@ -399,7 +417,7 @@ static void put_real(uint32_t bits)
         put('-');
     }
     if (size >= 0x7F800000u) {
-        put_text(size == 0x7F800000u ? "inf" : "nan");
+        put_text_of(size == 0x7F800000u ? EK_TEXT("inf") : EK_TEXT("nan"));
         return;
     }
     if (size != 0u) {
@@ -419,7 +437,7 @@ static void put_real(uint32_t bits)
 }
 #endif
 
-static void put_value(const struct output *output, const uint8_t *bytes)
+static void put_value(const EK_FLASH struct output *output, const uint8_t *bytes)
 {
 #if EK_HAS_REALS
     if (output->prints_as == EK_PRINT_REALS) {
@@ -568,11 +586,11 @@ static void do_db(void)
     }
     if (first == 'l' || first == 'p') {
         read_word(rest, sizeof rest);
-        if (first == 'l' && same_text(rest, "oad")) {
+        if (first == 'l' && same_text(rest, EK_TEXT("oad"))) {
             db_load();
             return;
         }
-        if (first == 'p' && same_text(rest, "rint")) {
+        if (first == 'p' && same_text(rest, EK_TEXT("rint"))) {
             db_print();
             return;
         }
@@ -657,15 +675,16 @@ static void do_output(void)
     end_checked_line();
 }
 
-static void put_field(const char *name, uint32_t value)
+static void put_field_of(const EK_FLASH char *name, uint32_t value)
 {
-    put_text(name);
+    put_text_of(name);
     put_number(value);
 }
+#define put_field(literal, value) put_field_of(EK_TEXT(literal), value)
 
 static void do_about(void)
 {
-    static const uint8_t digest[32] = EK_MODEL_SHA256;
+    static const EK_FLASH uint8_t digest[32] = EK_MODEL_SHA256;
     begin_checked_line("m-about-[model=" EK_MODEL_NAME ",sha256=");
     for (uint32_t i = 0; i < sizeof digest; ++i) {
         put_hex(digest[i], 2u);
@@ -708,7 +727,7 @@ static void do_selftest(void)
     app.loaded_bytes = 0;
     app.inferences = 0;
     for (uint32_t i = 0; i < COUNT_OF(inputs); ++i) {
-        memcpy(arena + inputs[i].offset, golden_inputs[i], inputs[i].bytes);
+        memcpy(arena + inputs[i].offset, golden_inputs[i], (size_t)inputs[i].bytes);
     }
 #if EK_MODEL_STATE_BYTES
     EK_MODEL_RESET(&state);
@@ -731,7 +750,7 @@ static void do_selftest(void)
 
 static void do_help(void);
 
-static const struct command {
+static const EK_FLASH struct command {
     char name[10];
     void (*run)(void);
 } commands[] = {
@@ -757,7 +776,7 @@ static const struct command {
 static void do_help(void)
 {
     for (uint32_t i = 0; i < COUNT_OF(commands); ++i) {
-        put_line(commands[i].name);
+        put_line_of(commands[i].name);
     }
     put_line("db load N | db HEX | db print\r\ninfer N [W]");
 }
@@ -778,7 +797,7 @@ static void obey_command(void)
             commands[i].run();
         } else {
             put_text("e-[Unknown command: ");
-            put_text(word);
+            put_word(word);
             put_line("]");
         }
     }
@@ -787,10 +806,10 @@ static void obey_command(void)
     put_line("m-ready");
 }
 
-void ek_report_fault(const char *what, uint32_t pc, uint32_t status)
+void ek_report_fault(const EK_FLASH char *what, uint32_t pc, uint32_t status)
 {
     put_text("\r\ne-[");
-    put_text(what);
+    put_text_of(what);
     put_text(" pc=");
     put_hex(pc, 8u);
     put_text(" status=");

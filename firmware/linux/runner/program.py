@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from edgekiln.errors import BadInputError, ToolMissingError
 from edgekiln.files import write_text
 from edgekiln.firmware.boards import Toolchain
 from edgekiln.firmware.bundle import Bundle, TensorInfo, read_bundle
-from edgekiln.firmware.toolchain import STRICT_FLAGS, find_tool, first_error
+from edgekiln.firmware.image import Image, measure_objects
+from edgekiln.firmware.toolchain import STRICT_FLAGS, compiler_version, find_tool, first_error
 
 RUNNER = Path(__file__).parent
 PROGRAM_NAME = "edgekiln-model"
@@ -34,7 +36,8 @@ TOOLCHAINS = {
     "x86_64": Toolchain("", (), ("gcc", "libc6-dev")),
 }
 OPTIMIZATION = "-O3"  # on aarch64 up to a fifth fewer instructions than at -O2
-_FLAGS = ("-std=c99", OPTIMIZATION, "-static", "-s", "-ffunction-sections", "-Wl,--gc-sections")
+_FLAGS = ("-std=c99", OPTIMIZATION, "-ffunction-sections", "-fdata-sections")
+_LINK_FLAGS = ("-static", "-s", "-Wl,--gc-sections")
 _C_TYPES = {
     "int8": "int8_t",
     "uint8": "uint8_t",
@@ -57,6 +60,8 @@ class Program:
         bundle: The generated C that it was made from.
         flags: The C compiler's flags.
         bytes: Its size.
+        section_bytes: Sizes without the C library, as `edgekiln.firmware.image.Image` names them.
+        toolchain: The C compiler and its version.
     """
 
     path: Path
@@ -64,6 +69,35 @@ class Program:
     bundle: Bundle
     flags: tuple[str, ...]
     bytes: int
+    section_bytes: Mapping[str, int]
+    toolchain: str
+
+    def as_image(self, board: str) -> Image:
+        """Returns what is known of the program as of any board's image.
+
+        Args:
+            board: The board's slug.
+        """
+        bundle = self.bundle
+        return Image(
+            name=bundle.name,
+            board=board,
+            model_sha256=bundle.model_sha256,
+            elf=self.path,
+            bin=None,
+            hex=None,
+            uf2=None,
+            inputs=bundle.inputs,
+            outputs=bundle.outputs,
+            nodes=bundle.nodes,
+            macs=bundle.macs,
+            arena_bytes=bundle.arena_bytes,
+            state_bytes=bundle.state_bytes,
+            stack_reserve_bytes=0,
+            toolchain=self.toolchain,
+            flags=" ".join(self.flags),
+            **self.section_bytes,
+        )
 
 
 def build_program(
@@ -94,13 +128,28 @@ def build_program(
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as temporary:
         made = Path(temporary) / PROGRAM_NAME
         write_text(Path(temporary) / HEADER_NAME, emit_run_model(read))
-        sources = [RUNNER / "main.c", *(bundle / name for name in read.sources)]
-        sources.append(bundle / read.golden_source)
-        argv = [compiler, *flags, f"-I{temporary}", f"-I{bundle.resolve()}"]
-        _compile([*argv, "-o", str(made), *(str(path.resolve()) for path in sources)], toolchain)
+        sources = {"app_main": RUNNER / "main.c", "app_golden": bundle / read.golden_source}
+        for name in read.sources:
+            sources[f"model{Path(name).stem.removeprefix(read.name) or '_code'}"] = bundle / name
+        objects = []
+        for name, source in sources.items():
+            objects.append(Path(temporary) / f"{name}.o")
+            options = [f"-I{temporary}", f"-I{bundle.resolve()}", "-c", str(source.resolve())]
+            _compile([compiler, *flags, *options, "-o", str(objects[-1])], toolchain)
+        linked = [*map(str, objects), *_LINK_FLAGS]
+        _compile([compiler, *flags, *linked, "-o", str(made)], toolchain)
+        section_bytes = measure_objects(objects)
         output.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(made, output)
-    return Program(output, architecture, read, flags, output.stat().st_size)
+    return Program(
+        path=output,
+        architecture=architecture,
+        bundle=read,
+        flags=flags,
+        bytes=output.stat().st_size,
+        section_bytes=section_bytes,
+        toolchain=compiler_version(toolchain),
+    )
 
 
 def emit_run_model(bundle: Bundle) -> str:
