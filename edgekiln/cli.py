@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from edgekiln.bench.verify import Verification
     from edgekiln.export.inspect import Inspection
     from edgekiln.firmware.boards import Board
+    from edgekiln.firmware.linux.releases import ReleaseInfo
     from edgekiln.pipeline import Given
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -160,6 +162,56 @@ DESTINATION_OPTIONS: dict[str, Callable[[F], F]] = {
     ),
     "to": click.option(
         "--to", metavar="PLACE", help="The drive for uf2, or host:port of the server for gdb."
+    ),
+}
+
+
+def takes_linux_options(command: F) -> F:
+    """Adds the options for boards that run Linux; the command gets them as ``linux``."""
+
+    @functools.wraps(command)
+    def call(*arguments: Any, **values: Any) -> Any:
+        chosen = {name: values.pop(name) for name in LINUX_OPTIONS}
+        return command(*arguments, linux=chosen, **values)
+
+    for option in reversed(LINUX_OPTIONS.values()):
+        call = option(call)
+    return cast("F", call)
+
+
+_NO_LINUX_OPTIONS: Mapping[str, Any] = {
+    "hosts": (),
+    "as_list": False,
+    "rollback": False,
+    "service": None,
+    "runtimes": True,
+}
+#: The options of `takes_linux_options`, by the name of their value.
+LINUX_OPTIONS: dict[str, Callable[[F], F]] = {
+    "hosts": click.option(
+        "--host",
+        "hosts",
+        multiple=True,
+        metavar="USER@HOST",
+        help="Where a board that runs Linux is; several may be given. `virtual` is a virtual one, "
+        "`virtual:raspi3b` an emulated Pi 3, `virtual:armhf` a 32-bit one.",
+    ),
+    "as_list": click.option(
+        "--list", "as_list", is_flag=True, help="List the releases on the hosts instead."
+    ),
+    "rollback": click.option(
+        "--rollback", is_flag=True, help="Go back to the release before instead."
+    ),
+    "service": click.option(
+        "--service/--no-service",
+        default=None,
+        help="Serve the model on the hosts by systemd, or end that.  [default: as it is]",
+    ),
+    "runtimes": click.option(
+        "--runtimes/--no-runtimes",
+        default=True,
+        show_default=True,
+        help="Install and measure LiteRT and ONNX Runtime on the hosts too.",
     ),
 }
 model_argument = click.argument("model", default=_DEFAULT_MODEL)
@@ -478,6 +530,7 @@ def flash(
 @board_option
 @optimize_option
 @takes_destination
+@takes_linux_options
 @takes_own_model
 @build_option
 @json_option
@@ -486,6 +539,7 @@ def deploy(
     board: str,
     optimize: str,
     where: Destination,
+    linux: dict[str, Any],
     given: Given,
     build_dir: Path,
     as_json: bool,
@@ -499,15 +553,98 @@ def deploy(
 
     A board that has an emulator is that emulator, unless --port, --runner or --to says that a
     real one is meant: that is flashed first.
+
+    A board that runs Linux is reached over SSH: --host says where, else RPI_HOST for the board
+    rpi. There the model becomes a release, which replaces the one before after its self-test.
     """
     from edgekiln import pipeline
+    from edgekiln.firmware.boards import load_board
 
+    chosen = load_board(board)
+    _check_deploy_options(chosen, where, linux)
+    if chosen.linux is not None:
+        _deploy_to_linux(model, chosen, build_dir, optimize, given, linux, as_json)
+        return
     with stdout_for_results():
         results = pipeline.deploy(model, board, build_dir, optimize, given, where)
-    if as_json:
-        click.echo(results.read_text(encoding="utf-8"), nl=False)
+    _print_results([results], as_json)
+
+
+def _check_deploy_options(board: Board, where: Destination, linux: Mapping[str, Any]) -> None:
+    """Refuses options that go with other boards than the one that is meant."""
+    if linux["as_list"] and linux["rollback"]:
+        raise BadInputError("--list and --rollback are two different things")
+    if board.linux is None and linux != _NO_LINUX_OPTIONS:
+        raise BadInputError(
+            "--host, --list, --rollback, --service and --no-runtimes are for boards that run Linux",
+            where=board.slug,
+        )
+    if board.linux is not None and where != Destination():
+        raise BadInputError(
+            "--port, --runner and --to are for boards that are flashed",
+            where=board.slug,
+            hint="--host says where a board with Linux is",
+        )
+
+
+def _deploy_to_linux(
+    model: str,
+    board: Board,
+    build_dir: Path,
+    optimize: str,
+    given: Given,
+    linux: Mapping[str, Any],
+    as_json: bool,
+) -> None:
+    """Deploys to hosts, lists their releases, or goes back to the one before."""
+    from edgekiln import linux_deploy
+
+    as_list, rollback = linux["as_list"], linux["rollback"]
+    options = linux_deploy.LinuxOptions(linux["hosts"], linux["runtimes"], linux["service"])
+
+    with stdout_for_results():
+        if as_list:
+            listed = linux_deploy.list_on_hosts(model, board, build_dir, options)
+        elif rollback:
+            done = linux_deploy.roll_back_hosts(model, board, build_dir, options)
+        else:
+            results = linux_deploy.deploy_to_hosts(
+                model, board, build_dir, optimize, given, options
+            )
+    if as_list and as_json:
+        print_json({host: [asdict(info) for info in infos] for host, infos in listed.items()})
+    elif as_list:
+        rows = [
+            (host, info.id, _state_of(info), info.bytes)
+            for host, infos in listed.items()
+            for info in infos
+        ]
+        print_columns(("host", "release", "state", "bytes"), rows)
+    elif rollback and as_json:
+        print_json({host: asdict(each) for host, each in done.items()})
+    elif rollback:
+        print_columns(
+            ("host", "release", "was"),
+            [(host, each.id, each.previous) for host, each in done.items()],
+        )
     else:
-        click.echo(results)
+        _print_results(results, as_json)
+
+
+def _state_of(info: ReleaseInfo) -> str:
+    state = "current" if info.is_current else "kept"
+    return state if info.is_whole else f"{state}, damaged"
+
+
+def _print_results(paths: Sequence[Path], as_json: bool) -> None:
+    """Prints where results.json lies, or what is in it: of several boards a list."""
+    if not as_json:
+        for path in paths:
+            click.echo(path)
+    elif len(paths) == 1:
+        click.echo(paths[0].read_text(encoding="utf-8"), nl=False)
+    else:
+        print_json([json.loads(path.read_text(encoding="utf-8")) for path in paths])
 
 
 @cli.command()
