@@ -1119,7 +1119,7 @@ class Work:
 
 def show_results(results: Results) -> None:
     """Prints the outcome of a deploy as a table on stderr."""
-    from edgekiln.bench.report import grouped, percent
+    from edgekiln.bench.report import grouped, percent, tabulate_runtimes
 
     accuracy = results.accuracy
     shares = [
@@ -1144,6 +1144,11 @@ def show_results(results: Results) -> None:
         rows.append(("latency", f"{results.latency_us:,.0f} µs"))
     where = f"{results.board}, emulated" if results.emulated else results.board
     show(make_table(f"{results.model} on {where}", ("measured", "result"), rows))
+    if results.runtimes:
+        show(make_table("Runtimes there, one thread", *tabulate_runtimes(results)))
+    for run in results.runtimes:
+        if run.error is not None:
+            say(f"{run.name}, {run.model}, {run.format}: {run.error}")
 
 
 def _what_is(name: str) -> str:
