@@ -731,9 +731,9 @@ def _print_bench(found: BenchResult) -> None:
     from edgekiln.export.inspect import short_tensor_name
 
     print_columns(
-        ("node", "op", "name", "MACs", "instructions"),
+        ("node", "op", "name", "MACs", found.counted or "instructions"),
         [
-            (each.index, each.op, short_tensor_name(each.name), each.macs, each.instructions)
+            (each.index, each.op, short_tensor_name(each.name), each.macs, each.cost)
             for each in found.per_node
         ],
     )
@@ -744,6 +744,7 @@ def _print_bench(found: BenchResult) -> None:
         ("MACs", found.macs),
         ("instructions", found.instructions),
         ("cycles", found.cycles),
+        *([("cycles are", found.cycles_model)] if found.cycles_model else []),
         ("latency", None if found.latency_us is None else f"{found.latency_us:,.0f} us"),
         (
             "flash",
