@@ -72,7 +72,10 @@ def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     """Returns a table; the first column is left-aligned, the others to the right."""
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
+        first = number == 0  # whose names are not cut short
+        table.add_column(
+            column, justify="left" if first else "right", overflow="fold" if first else "ellipsis"
+        )
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     return table

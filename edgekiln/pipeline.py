@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 import edgekiln
 from edgekiln.console import choose, make_table, say, show
-from edgekiln.errors import BadInputError, CheckFailedError, ToolMissingError
+from edgekiln.errors import BadInputError, CheckFailedError, DoesNotFitError, ToolMissingError
 from edgekiln.files import (
     MANIFEST_NAME,
     Stage,
@@ -63,6 +63,7 @@ PACKAGE = Path(edgekiln.__file__).parent
 RANDOM_SAMPLES = 20
 RANDOM_SEED = 0
 BENCH_SAMPLES = 3
+RELEASE_FILES = "release/files"
 
 _HOST = "host"
 _LEAST_SAMPLES = 1000
@@ -100,6 +101,9 @@ _WHAT_FILES_ARE = {
     "image.elf": "image with symbols",
     "image.bin": "image as flashed",
     "image.hex": "image, Intel HEX",
+    "edgekiln-model": "program with the generated C",
+    "edgekiln-run": "runner",
+    "model.json": "what the runner knows of the model",
     "image.uf2": "image, UF2",
     ".c": "generated C",
     ".h": "generated C, header",
@@ -156,7 +160,6 @@ def deploy(
             TensorFlow Lite Micro. Results of an earlier deploy are removed.
         EdgekilnError: Something else is wrong or missing; the message says what.
     """
-    from edgekiln.bench.report import render_report
     from edgekiln.bench.results import read_results
     from edgekiln.firmware.boards import load_board
 
@@ -164,15 +167,10 @@ def deploy(
     work = find_model(model, build, optimize, given)
     emulated = _is_emulated(chosen, where)
     check_tools(work, chosen, run=True, emulated=emulated)
-    results_path, report_path = results_paths(work, board)
     port = None if emulated else _flash_to_measure(work, chosen, where)
-    made = work.measure(chosen, stale=(results_path, report_path), port=port)
-    _write_if_changed(results_path, made.read_bytes())
-    results = read_results(results_path)
-    _write_if_changed(report_path, render_report(results).encode())
-    show_results(results)
-    say(f"results: {results_path}")
-    say(f"report:  {report_path}")
+    made = work.measure(chosen, stale=results_paths(work, board), port=port)
+    results_path = publish_results(work, board, made)
+    show_results(read_results(results_path))
     return results_path
 
 
@@ -462,6 +460,28 @@ def results_paths(work: Work, board: str) -> tuple[Path, Path]:
     return directory / "results.json", directory / "report.html"
 
 
+def publish_results(work: Work, place: str, made: Path) -> Path:
+    """Writes a stage's results.json and its report where people look for them.
+
+    Args:
+        work: The model.
+        place: The directory they go to, below the model's: a board's.
+        made: The stage's results.json.
+
+    Returns:
+        The path of the results.json that was written.
+    """
+    from edgekiln.bench.report import render_report
+    from edgekiln.bench.results import read_results
+
+    results_path, report_path = results_paths(work, place)
+    _write_if_changed(results_path, made.read_bytes())
+    _write_if_changed(report_path, render_report(read_results(results_path)).encode())
+    say(f"results: {results_path}")
+    say(f"report:  {report_path}")
+    return results_path
+
+
 def check_tools(work: Work, board: Board, *, run: bool, emulated: bool = True) -> None:
     """Looks for the programs and packages that will be needed, before anything that takes long.
 
@@ -480,12 +500,7 @@ def check_tools(work: Work, board: Board, *, run: bool, emulated: bool = True) -
     from edgekiln.firmware.toolchain import find_tool, install_hint
 
     refuse_linux(board)
-    if work.given is not None and not work.given.options.is_integer:
-        raise BadInputError(
-            f"--scheme {work.given.options.scheme} is for PCs: boards have no kernels for it",
-            where=work.file or work.name,
-            allowed="int8, int16x8, int4-weights",
-        )
+    _refuse_scheme(work)
     extras = _RECIPE_EXTRAS if work.is_quantized_here else ()
     check_packages("board", *(("report",) if run else ()), *extras)
     find_tool(board.toolchain, "gcc")
@@ -497,6 +512,32 @@ def check_tools(work: Work, board: Board, *, run: bool, emulated: bool = True) -
             where=board.slug,
             hint=install_hint(board.emulator.packages),
         )
+
+
+def _refuse_scheme(work: Work) -> None:
+    if work.given is not None and not work.given.options.is_integer:
+        raise BadInputError(
+            f"--scheme {work.given.options.scheme} is for PCs: boards have no kernels for it",
+            where=work.file or work.name,
+            allowed="int8, int16x8, int4-weights",
+        )
+
+
+def check_linux_tools(work: Work) -> None:
+    """Does the same for boards that run Linux, whose C compiler depends on what they are.
+
+    Raises:
+        BadInputError: As for `check_tools`.
+        ToolMissingError: As for `check_tools`.
+    """
+    from edgekiln.bench.compiled import find_host_compiler
+    from edgekiln.firmware.linux.ssh import find_program
+
+    _refuse_scheme(work)
+    check_packages("board", "report", *(_RECIPE_EXTRAS if work.is_quantized_here else ()))
+    find_host_compiler()
+    find_program("ssh", "openssh-client")
+    find_program("rsync", "rsync")
 
 
 def check_packages(*extras: str) -> None:
@@ -561,7 +602,7 @@ class Work:
             else:
                 train_recipe(recipe, directory)
 
-        return _run(
+        return run_stage(
             Stage(
                 name="train",
                 directory=self.directory / "train",
@@ -586,7 +627,7 @@ class Work:
 
             quantize_recipe(recipe, model, directory, self.variant)
 
-        return _run(
+        return run_stage(
             Stage(
                 name="quantize",
                 directory=self.directory / "quantize",
@@ -640,7 +681,7 @@ class Work:
     def _run_own_stage(self, name: str, given: Given, make: Callable[[Path], None]) -> Path:
         model, data = self._need_own_files(given)
         is_directory = model.is_dir()
-        return _run(
+        return run_stage(
             Stage(
                 name=name,
                 directory=self.directory / name,
@@ -690,7 +731,7 @@ class Work:
                 PACKAGE / "train" / "datasets.py",
             ),
         )
-        return _run(stage, make) / "inputs.npz"
+        return run_stage(stage, make) / "inputs.npz"
 
     @functools.cached_property
     def exported(self) -> Path:
@@ -706,7 +747,7 @@ class Work:
             options=options,
             code=[PACKAGE / "export" / name for name in _EXPORT_MODULES],
         )
-        return _run(stage, self._export)
+        return run_stage(stage, self._export)
 
     @property
     def tflite(self) -> Path:
@@ -716,7 +757,7 @@ class Work:
     @functools.cached_property
     def host_bundle(self) -> Path:
         """The generated C for this machine."""
-        return self._bundle(_HOST, _HOST)
+        return self.bundle(_HOST, _HOST)
 
     def image(self, board: Board) -> Image:
         """Returns the image for a board.
@@ -726,7 +767,7 @@ class Work:
         """
         from edgekiln.firmware import image, toolchain
 
-        bundle = self.host_bundle if board.is_host else self._bundle(board.slug, board.target)
+        bundle = self.host_bundle if board.is_host else self.bundle(board.slug, board.target)
 
         def make(directory: Path) -> None:
             image.build_image(bundle, board, directory)
@@ -738,7 +779,24 @@ class Work:
             options={"compiler": toolchain.compiler_version(board.toolchain)},
             code=(PACKAGE / "firmware",),
         )
-        return image.load_image(_run(stage, make))
+        try:
+            return image.load_image(run_stage(stage, make))
+        except DoesNotFitError as error:
+            raise self._explain(error, board) from None
+
+    def _explain(self, error: DoesNotFitError, board: Board) -> DoesNotFitError:
+        """Adds what would fit to what does not."""
+        from edgekiln.fitting import explain
+
+        return explain(
+            error,
+            read_input_file(self.int8),
+            self.name,
+            board,
+            optimize=self.optimize,
+            dataset=self.recipe.dataset if self.recipe else None,
+            shrinks=self.given is not None and self.given.options.channels is None,
+        )
 
     def measure(self, board: Board, stale: Sequence[Path], port: str | None = None) -> Path:
         """Runs the image on the board and compares all outputs.
@@ -760,7 +818,8 @@ class Work:
         def make(directory: Path) -> None:
             for path in stale:
                 path.unlink(missing_ok=True)
-            results = measure(replace(self._subject(board, image, host_bundle), port=port))
+            subject = self.subject(board, image, host_bundle, board.slug)
+            results = measure(replace(subject, port=port))
             write_results(directory / "results.json", results)
 
         report = self.directory / board.slug / "c" / "compile_report.json"
@@ -774,9 +833,17 @@ class Work:
             },
             code=(PACKAGE / "export", PACKAGE / "firmware", *_bench_code()),
         )
-        return _run(stage, make) / "results.json"
+        return run_stage(stage, make) / "results.json"
 
-    def _subject(self, board: Board, image: Image, host_bundle: Path) -> Subject:
+    def subject(self, board: Board, image: Image, host_bundle: Path, place: str) -> Subject:
+        """Returns what is measured.
+
+        Args:
+            board: The board.
+            image: What runs there.
+            host_bundle: The generated C for this machine.
+            place: The directory that the generated C for the board is in.
+        """
         from edgekiln.bench.compiled import read_compile_report
         from edgekiln.bench.inputs import read_inputs_file
         from edgekiln.bench.measure import Subject
@@ -786,13 +853,13 @@ class Work:
             name=self.name,
             tflite=read_input_file(self.tflite),
             onnx_int8=onnx if onnx.exists() else None,
-            compile_report=read_compile_report(self.directory / board.slug / "c"),
+            compile_report=read_compile_report(self.directory / place / "c"),
             host_bundle=host_bundle,
             image=image,
             board=board,
             inputs=read_inputs_file(self.inputs),
             background=self._background(),
-            artifacts=self._artifacts(board),
+            artifacts=self._artifacts(place),
         )
 
     def _background(self) -> Background:
@@ -849,12 +916,13 @@ class Work:
         count = len(load_dataset(self._need_recipe().dataset).y_test)
         return spread_evenly(count, max(_LEAST_SAMPLES, _MOST_MACS // max(macs, 1)))
 
-    def _artifacts(self, board: Board) -> tuple[Artifact, ...]:
+    def _artifacts(self, place: str) -> tuple[Artifact, ...]:
         """Lists what the stages made, in the order of the data's way; kernels are left out."""
         from edgekiln.bench.results import Artifact
 
         own = ("train",) * (self.recipe is not None) + ("quantize",) * self.is_quantized_here
-        folders = (*own, "export", f"{board.slug}/c", f"{board.slug}/image")
+        last = "image" if (self.directory / place / "image").is_dir() else RELEASE_FILES
+        folders = (*own, "export", f"{place}/c", f"{place}/{last}")
         return tuple(
             Artifact(
                 name=f"{folder}/{path.name}",
@@ -867,8 +935,15 @@ class Work:
             if _what_is(path.name) and not path.name.startswith("ek_")
         )
 
-    def _bundle(self, board: str, target: str) -> Path:
-        """Returns the generated C; what other tools take is not made for that."""
+    def bundle(self, place: str, target: str) -> Path:
+        """Returns the directory with the generated C for a target.
+
+        What other tools take, the export stage, is not made for that.
+
+        Args:
+            place: Whose it is: the directory that its own is made in.
+            target: The compiler's target.
+        """
 
         def make(directory: Path) -> None:
             from edgekiln.bench.inputs import read_inputs_file
@@ -884,10 +959,10 @@ class Work:
             )
             write_bundle(compiled, directory)
 
-        return _run(
+        return run_stage(
             Stage(
-                name=f"compile for {board}",
-                directory=self.directory / board / "c",
+                name=f"compile for {place}",
+                directory=self.directory / place / "c",
                 inputs=(self.int8, self.inputs),
                 options={"name": self.name, "target": target, "optimize": self.optimize},
                 code=(PACKAGE / "export",),
@@ -981,7 +1056,7 @@ class Work:
         makers: list[Callable[[], OnnxCheck]] = []
         floating, int8 = (directory / f"{self.name}_{kind}.onnx" for kind in ("float", "int8"))
         codes = read_inputs_file(self.inputs).tensors
-        images, source = self._float_inputs(), self._float_model
+        images, source = self.float_inputs(), self._float_model
         if source is not None and len(images) == 1:
             makers.append(lambda: export_onnx_float(source, images[0], floating))
         if len(codes) == 1 and self.int8.name == "int8.tflite":
@@ -1000,7 +1075,7 @@ class Work:
             say(f"left out: {error}")
             return []
 
-    def _float_inputs(self) -> tuple[Any, ...]:
+    def float_inputs(self) -> tuple[Any, ...]:
         """Returns the held-out samples as the float model takes them, float32 [N, ...] each."""
         if self.recipe is not None:
             from edgekiln.train.datasets import load_dataset
@@ -1033,7 +1108,7 @@ class Work:
 
 def show_results(results: Results) -> None:
     """Prints the outcome of a deploy as a table on stderr."""
-    from edgekiln.bench.report import grouped, percent
+    from edgekiln.bench.report import grouped, percent, tabulate_runtimes
 
     accuracy = results.accuracy
     shares = [
@@ -1054,10 +1129,17 @@ def show_results(results: Results) -> None:
     rows.append(("RAM, of it arena", f"{grouped(results.arena_bytes)} bytes"))
     if results.instructions is not None:
         rows.append(("instructions per inference", grouped(results.instructions)))
+    if results.cycles is not None:
+        rows.append(("clock cycles per inference", grouped(results.cycles)))
     if results.latency_us is not None:
         rows.append(("latency", f"{results.latency_us:,.0f} µs"))
     where = f"{results.board}, emulated" if results.emulated else results.board
     show(make_table(f"{results.model} on {where}", ("measured", "result"), rows))
+    if results.runtimes:
+        show(make_table("Runtimes there, one thread", *tabulate_runtimes(results)))
+    for run in results.runtimes:
+        if run.error is not None:
+            say(f"{run.name}, {run.model}, {run.format}: {run.error}")
 
 
 def _what_is(name: str) -> str:
@@ -1087,7 +1169,7 @@ def _versions(*packages: str) -> dict[str, str]:
     return versions
 
 
-def _run(stage: Stage, make: Callable[[Path], None]) -> Path:
+def run_stage(stage: Stage, make: Callable[[Path], None]) -> Path:
     """Runs a stage unless it is current, says which, and returns its directory."""
     start_s = time.monotonic()
     if stage.run(make):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -39,11 +39,16 @@ class Toolchain:
         prefix: What precedes ``gcc`` in the tools' names; empty for the system's own ``cc``.
         cpu_flags: Flags that choose the core.
         packages: Debian packages that hold it.
+        standard: The flag that chooses the language: GNU C where constants lie in a memory
+            of their own, which ISO C cannot say.
+        link_flags: Flags of the linker, libraries last.
     """
 
     prefix: str
     cpu_flags: tuple[str, ...]
     packages: tuple[str, ...]
+    standard: str = "-std=c99"
+    link_flags: tuple[str, ...] = ("-Wl,--no-warn-rwx-segments", "-lgcc")
 
 
 @dataclass(frozen=True)
@@ -418,6 +423,10 @@ def _read_toolchain(table: _Table) -> Toolchain:
         cpu_flags=table.texts("cpu_flags"),
         packages=table.texts("packages"),
     )
+    if table.has("standard"):
+        toolchain = replace(toolchain, standard=table.text("standard"))
+    if table.has("link_flags"):
+        toolchain = replace(toolchain, link_flags=table.texts("link_flags"))
     table.end()
     return toolchain
 

@@ -39,11 +39,11 @@ from edgekiln.firmware.uf2 import encode_uf2
 
 IMAGE_JSON = "image.json"
 
-_COMMON_FLAGS = ("-std=c99", "-g", "-ffunction-sections", "-fdata-sections")
+_COMMON_FLAGS = ("-g", "-ffunction-sections", "-fdata-sections")
 _MODEL_FLAGS = ("-O2",)
 # A loop in mem.c must not be turned into a call of the function that it is in.
 _APP_FLAGS = ("-Os", "-fno-tree-loop-distribute-patterns")
-_LINK_FLAGS = ("-nostdlib", "-static", "-Wl,--gc-sections", "-Wl,--no-warn-rwx-segments")
+_LINK_FLAGS = ("-nostdlib", "-static", "-Wl,--gc-sections")
 _APP_SECTIONS = (".boot2", ".vectors", ".app")
 _OVERFLOW = re.compile(r"region [`'](FLASH|RAM)' overflowed by (\d+) bytes")
 
@@ -149,7 +149,8 @@ def build_image(
     refuse_linux(board)
     model = read_bundle(bundle)
     check_fit(model, board)
-    flags = (*board.cpu_flags, *_COMMON_FLAGS, *model_flags, *extra_flags)
+    flags = (*board.cpu_flags, board.toolchain.standard, *_COMMON_FLAGS)
+    flags = (*flags, *model_flags, *extra_flags)
     with tempfile.TemporaryDirectory(prefix="edgekiln-image-") as name:
         work = Path(name)
         _write_headers(model, board, work, selftest)
@@ -315,8 +316,8 @@ def _plan_jobs(
     # Debug information holds no path of this machine: equal inputs give equal ELF files.
     places = {work: "build", model.directory.resolve(): "model", FIRMWARE.resolve(): "firmware"}
     common = (
-        *(*_COMMON_FLAGS, *STRICT_FLAGS),
-        *(f"-ffile-prefix-map={path}={name}" for path, name in places.items()),
+        *(board.toolchain.standard, *_COMMON_FLAGS, *STRICT_FLAGS),
+        *(f"-fdebug-prefix-map={path}={name}" for path, name in places.items()),
         *(f"-I{path}" for path in (work, model.directory.resolve(), FIRMWARE.resolve() / "app")),
     )
     drivers = tuple(f"-I{path}" for path in _source_directories(board))
@@ -362,7 +363,7 @@ def _link(
         script = work / "image.ld"
         template = (FIRMWARE / board.linker_script).read_text(encoding="utf-8")
         script.write_text(emit_linker_script(template, board.slug, board.memory), encoding="utf-8")
-        flags = (*_LINK_FLAGS, *flags, f"-T{script}", "-lgcc")
+        flags = (*_LINK_FLAGS, *flags, f"-T{script}", *board.toolchain.link_flags)
     message = link(board, [job.object for job in jobs], flags, elf)
     if not message:
         return

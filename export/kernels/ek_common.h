@@ -22,6 +22,16 @@
 #define EK_ALIGN(bytes)
 #endif
 
+/* Where constant tables lie. On most processors a load reads flash like RAM. AVR reads it by an
+ * instruction of its own: `__flash` for the first 64 kB, `__memx` for more (-DEK_FLASH=__memx). */
+#if !defined(EK_FLASH)
+#if defined(__AVR__) && !defined(__cplusplus)
+#define EK_FLASH __flash
+#else
+#define EK_FLASH
+#endif
+#endif
+
 static EK_INLINE int32_t ek_min_s32(int32_t a, int32_t b)
 {
     return a < b ? a : b;
@@ -62,7 +72,7 @@ static EK_INLINE int32_t ek_wrapping_mul(int32_t a, int32_t b)
  * The same integer as gemmlowp's SaturatingRoundingDoublingHighMul. */
 static EK_INLINE int32_t ek_doubling_high_mul(int32_t a, int32_t b)
 {
-    return (int32_t)(((int64_t)a * b + (1 << 30)) >> 31);
+    return (int32_t)(((int64_t)a * b + ((int32_t)1 << 30)) >> 31);
 }
 
 /* x / 2^exponent, rounded to the nearest, halves away from zero; exponent in [0, 31]. */
@@ -106,7 +116,8 @@ static EK_INLINE int8_t ek_requantize_s8(int32_t acc, int32_t multiplier, int32_
 }
 
 /* Sum of x[i] * w[i]. The bound on the sum is the caller's to prove. */
-static EK_INLINE int32_t ek_dot_s8(const int8_t *x, const int8_t *w, int32_t length, int32_t acc)
+static EK_INLINE int32_t ek_dot_s8(const int8_t *x, const EK_FLASH int8_t *w, int32_t length,
+                                   int32_t acc)
 {
     for (int32_t i = 0; i < length; ++i) {
         acc += (int32_t)x[i] * w[i];
@@ -115,13 +126,25 @@ static EK_INLINE int32_t ek_dot_s8(const int8_t *x, const int8_t *w, int32_t len
 }
 
 /* Sum of (x[i] + offset) * w[i]. */
-static EK_INLINE int32_t ek_dot_offset_s8(const int8_t *x, const int8_t *w, int32_t length,
-                                          int32_t offset, int32_t acc)
+static EK_INLINE int32_t ek_dot_offset_s8(const int8_t *x, const EK_FLASH int8_t *w,
+                                          int32_t length, int32_t offset, int32_t acc)
 {
     for (int32_t i = 0; i < length; ++i) {
         acc += ((int32_t)x[i] + offset) * w[i];
     }
     return acc;
+}
+
+/* Copies a table to RAM. */
+static EK_INLINE void ek_copy_table(void *to, const EK_FLASH void *from, size_t bytes)
+{
+#if defined(__AVR__)
+    for (size_t i = 0; i < bytes; ++i) {
+        ((uint8_t *)to)[i] = ((const EK_FLASH uint8_t *)from)[i];
+    }
+#else
+    memcpy(to, from, bytes);
+#endif
 }
 
 /* First tap of a window that lies inside of the input: the smallest f >= 0 with

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgekiln.bench import report
-from edgekiln.bench.report import plan_runtimes
+from edgekiln.bench.report import plan_runtimes, tabulate_runtimes
 from edgekiln.bench.results import (
     Accuracy,
     Buffer,
@@ -152,6 +152,26 @@ def test_a_real_board_shows_its_latency(results: Results) -> None:
     text = page_of(real).text
     assert "1.23ms" in text and "real board" in text
     assert "Instructions were not counted here" in text and "emulated" not in text
+
+
+def test_cycles_are_shown_with_how_they_are_modelled(results: Results) -> None:
+    modelled = dataclasses.replace(
+        results,
+        instructions=None,
+        instructions_min=None,
+        instructions_max=None,
+        cycles=6_543,
+        cycles_model="by the table of <its> manual",
+        per_node=tuple(
+            dataclasses.replace(node, instructions=None, cycles=node.instructions)
+            for node in results.per_node
+        ),
+    )
+    page = page_of(modelled)
+    assert "Clock cycles by node" in page.text
+    assert "as the emulator models them: by the table of <its> manual." in page.text
+    assert "6,543" in page.text
+    assert "nstructions" not in page.text
 
 
 def test_many_classes_are_listed_instead_of_drawn(results: Results) -> None:
@@ -353,6 +373,16 @@ def test_runtimes_stand_float_beside_int8(results: Results) -> None:
     page = page_of(results)
     assert "it crashed (SIGILL) <script>" in page.text and "emulat" not in page.text
     assert "Debian 12, Linux 6.6.1, aarch64, Python 3.11.2" in page.text
+
+
+def test_runtimes_as_a_table(results: Results) -> None:
+    columns, rows = tabulate_runtimes(on_linux(results, emulated=False))
+    assert columns[3] == "time" and {len(row) for row in rows} == {len(columns)}
+    own = ("generated C", "int8", "80.00 %", "1,234 µs", "708 KiB", "585.9 KiB")
+    assert rows[0] == own
+    assert rows[1][:3] == ("LiteRT (XNNPACK)", "float", "85.00 %")
+    assert rows[3] == ("ONNX Runtime", "int8", "failed", *"–––")
+    assert tabulate_runtimes(on_linux(results, emulated=True))[0][3] == "time, emulated"
 
 
 def test_times_in_an_emulator_are_never_a_board_s(results: Results) -> None:

@@ -26,6 +26,7 @@ def write(tmp_path: Path, text: str) -> Path:
 def test_the_boards_of_this_release_are_there() -> None:
     assert {
         "host",
+        "mega",
         "mps2-an385",
         "mps2-an386",
         "stm32f405",
@@ -33,6 +34,7 @@ def test_the_boards_of_this_release_are_there() -> None:
         "hifive1",
         "pico",
         "rpi",
+        "uno",
     } <= {*board_slugs()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -28,16 +29,23 @@ class Server:
         config: What ssh takes with -F to reach it.
         port: Its port on loopback.
         wrappers: Where what it runs looks for programs first; empty at first.
+        alias: What the configuration calls it.
     """
 
     directory: Path
     config: Path
     port: int
     wrappers: Path
+    alias: str
 
     @property
     def host(self) -> Host:
-        return parse_host("virtual-pi")
+        return parse_host(self.alias)
+
+    @property
+    def home(self) -> Path:
+        """The home directory of whoever logs in."""
+        return self.directory / "home"
 
     def connect(self) -> Connection:
         return Connection(self.host, ssh_config=self.config)
@@ -56,12 +64,18 @@ def make_key(path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with run_server(tmp_path_factory.mktemp("sshd")) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def run_server(directory: Path, alias: str = "virtual-pi") -> Iterator[Server]:
+    """Runs a server; its directory holds a home, too."""
     path = f"{os.environ['PATH']}:{SBIN}"
     missing = [package for name, package in PROGRAMS.items() if not shutil.which(name, path=path)]
     if missing:
         reason = f"not installed: {', '.join(missing)} (make setup installs them)"
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
-    directory = tmp_path_factory.mktemp("sshd")
     directory.chmod(0o700)
     for name in ("host_key", "user_key"):
         make_key(directory / name)
@@ -73,14 +87,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {directory}/host_key\n"
         f"AuthorizedKeysFile {directory}/user_key.pub\nPidFile none\nStrictModes no\nUsePAM no\n"
         "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\n"
-        # The start-up files of whoever runs the tests are not read.
+        # Neither are start-up files of whoever runs the tests read nor is their home written to.
+        'ForceCommand cd && eval "$SSH_ORIGINAL_COMMAND"\n'
         f"MaxStartups 100\nSetEnv HOME={home} PATH={wrappers}:/usr/local/bin:/usr/bin:/bin\n"
     )
     key = (directory / "host_key.pub").read_text().split()
     (directory / "known_hosts").write_text(f"[127.0.0.1]:{port} {key[0]} {key[1]}\n")
     config = directory / "ssh_config"
     config.write_text(
-        f"Host virtual-pi\n  HostName 127.0.0.1\n  Port {port}\n"
+        f"Host {alias}\n  HostName 127.0.0.1\n  Port {port}\n"
         f"  IdentityFile {directory}/user_key\n  IdentitiesOnly yes\n  IdentityAgent none\n"
         f"  UserKnownHostsFile {directory}/known_hosts\n  GlobalKnownHostsFile /dev/null\n"
     )
@@ -93,7 +108,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with log, subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log) as process:
         wait_for(process, port, directory / "log")
         try:
-            yield Server(directory, config, port, wrappers)
+            yield Server(directory, config, port, wrappers, alias)
         finally:
             process.terminate()
             process.wait(10)
