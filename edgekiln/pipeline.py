@@ -1140,6 +1140,8 @@ def show_results(results: Results) -> None:
     rows.append(("RAM, of it arena", f"{grouped(results.arena_bytes)} bytes"))
     if results.instructions is not None:
         rows.append(("instructions per inference", grouped(results.instructions)))
+    if results.cycles is not None:
+        rows.append(("clock cycles per inference", grouped(results.cycles)))
     if results.latency_us is not None:
         rows.append(("latency", f"{results.latency_us:,.0f} µs"))
     where = f"{results.board}, emulated" if results.emulated else results.board
