@@ -125,6 +125,7 @@ def test_only_what_is_missing_is_asked_for(machine: Machine) -> None:
 def test_continuous_integration_needs_more(machine: Machine) -> None:
     machine.environment["CI"] = "true"
     machine.add_tools(*TOOLS, "rsync", "aarch64-linux-gnu-gcc", "riscv64-unknown-elf-gcc")
+    machine.add_tools("avr-gcc", "simavr")
     line = one_line(machine.setup())
     flash = "stm32flash openocd stlink-tools dfu-util avrdude gdb-multiarch"
     wanted = "clang cmake qemu-user qemu-user-static qemu-system-misc mmdebstrap openssh-client"
