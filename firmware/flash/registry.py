@@ -121,8 +121,11 @@ def plan_flash(
     runner = find_runner(board, name)
     _refuse_useless(runner, where)
     port: Port | None = None
-    if where.port not in (None, AUTO) or (runner.needs_port and not _skips_port(dry_run)):
-        port = find_port(board, where.port or AUTO, choose)
+    named = where.port or AUTO
+    wanted = where.port is not None or runner.needs_port
+    # A dry run shows a place for the port where there is none.
+    if wanted and not (dry_run and named == AUTO and not list_ports()):
+        port = find_port(board, named, choose)
     return Job(
         board=board,
         image=image,
@@ -131,11 +134,6 @@ def plan_flash(
         to=where.to,
         probe=probe_of(board, port) if port else "",
     )
-
-
-def _skips_port(dry_run: bool) -> bool:
-    """A dry run finds the port where there is one; without, it shows a place for it."""
-    return dry_run and not list_ports()
 
 
 def _refuse_useless(runner: Runner, where: Destination) -> None:

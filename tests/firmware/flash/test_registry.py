@@ -98,6 +98,10 @@ def test_a_port_is_looked_for_where_one_is_needed(
     with pytest.raises(BoardError, match="no serial port of this board"):
         registry.plan_flash(board, image, "avrdude", NOTHING, nobody)
     assert registry.plan_flash(board, image, "avrdude", NOTHING, nobody, dry_run=True).port is None
+    auto = Destination(port=AUTO)
+    assert registry.plan_flash(board, image, "st-flash", auto, nobody, dry_run=True).port is None
+    with pytest.raises(BoardError, match="no serial port of this board"):
+        registry.plan_flash(board, image, "st-flash", auto, nobody)
     named = Destination(port=str(tmp_path / "tty"))
     (tmp_path / "tty").touch()
     for name in ("st-flash", "avrdude"):
