@@ -72,7 +72,9 @@ def choose_runner(board: Board, where: Destination, *, dry_run: bool = False) ->
         ToolMissingError: It cannot work here, or none of the board's can.
     """
     names, wanted = runner_names(board), where.runner
-    if where.port is not None or where.to is not None:
+    means_real = where.port is not None or where.to is not None
+    # Where a board can be written to, its emulator is no substitute unless it is asked for.
+    if means_real or (wanted is None and names[:1] != (EMULATOR,)):
         names = tuple(name for name in names if name != EMULATOR)
     if wanted is not None and wanted not in names:
         raise BadInputError(
@@ -80,6 +82,12 @@ def choose_runner(board: Board, where: Destination, *, dry_run: bool = False) ->
             where=board.slug,
             got=repr(wanted),
             allowed=", ".join(names) or "none",
+        )
+    if not names:
+        raise ToolMissingError(
+            "there is no way to write to it",
+            where=board.slug,
+            hint="[flash] in the board's file names them; see docs/add-your-board.md",
         )
     tried = (wanted,) if wanted is not None else names
     for name in tried:
