@@ -26,7 +26,7 @@ export EDGEKILN_HOST = $(if $(filter command,$(origin HOST)),$(value HOST),$(val
 unexport BOARD MODEL MODELS CASES DATA PORT RUNNER HOST RPI_HOST
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deploy flash bench report figures pi-figures zoo zoo-report doctor test fuzz lint format lock clean
+.PHONY: help setup deploy flash bench report figures pi-figures zoo zoo-report boards doctor test fuzz lint format lock clean
 
 help: ## Show this help
 	@echo 'make <target> [BOARD=<board>] [MODEL=<recipe or file>] [DATA=<.npz for a Keras model>]'
@@ -64,6 +64,9 @@ zoo: setup ## Train the project's own models and their variants anew (MODELS='a 
 
 zoo-report: setup ## Measure them as they are kept, print the table, write build/zoo.json
 	@set -f; $(EDGEKILN) zoo -- $$EDGEKILN_MODELS
+
+boards: setup ## Take MODEL to every microcontroller's emulator and print one table
+	@$(EDGEKILN) boards --try="$$EDGEKILN_MODEL" --try=digits_mlp
 
 doctor: setup ## Show what is installed, what is missing and how to get it
 	@$(EDGEKILN) doctor

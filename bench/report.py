@@ -433,6 +433,18 @@ def plan_runtimes(results: Results) -> RuntimesView | None:
     )
 
 
+def tabulate_runtimes(results: Results) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Returns the runtimes as a table for a terminal: the names of its columns, and its rows."""
+    took = "time, emulated" if results.emulated else "time"
+    columns = ("runtime", "model", "accuracy", took, "memory", "on disk")
+    rows = []
+    for run in results.runtimes:
+        cell = _runtime_cell(run)
+        row = (cell.accuracy, cell.time, cell.memory, cell.disk)
+        rows.append((run.name, run.model, *(row if run.error is None else ("failed", *"–––"))))
+    return columns, tuple(rows)
+
+
 def plan_nodes(results: Results) -> tuple[NodeRow, ...]:
     """Returns the nodes with their bars: instructions, or MACs where none were counted."""
     costs = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -778,11 +777,39 @@ def zoo(
 
 
 @cli.command()
+@click.option(
+    "--try",
+    "models",
+    multiple=True,
+    metavar="MODEL",
+    help="Take MODEL to every microcontroller's emulator instead; where it does not fit, take "
+    "the next MODEL given.",
+)
+@click.option("--board", "slugs", multiple=True, metavar="BOARD", help="Try it on these alone.")
+@optimize_option
+@build_option
 @json_option
-def boards(as_json: bool) -> None:
-    """List the boards, and whether their tools are installed."""
+def boards(
+    models: tuple[str, ...], slugs: tuple[str, ...], optimize: str, build_dir: Path, as_json: bool
+) -> None:
+    """List the boards, and whether their tools are installed.
+
+    With --try every board whose tools are installed gets an image. Where there is an emulator it
+    is run, and all output bytes are compared with those of the generated C on this machine. Exits
+    with 1 when a byte differs.
+    """
+    if models:
+        _try_boards(models, slugs, optimize, build_dir, as_json)
+    elif slugs:
+        raise click.UsageError("--board goes with --try")
+    else:
+        _list_boards(as_json)
+
+
+def _list_boards(as_json: bool) -> None:
     from edgekiln.firmware.boards import board_slugs, load_board
     from edgekiln.firmware.flash.registry import installed_runners
+    from edgekiln.firmware.installed import missing_tools, packages_of, tools_of
 
     known = [load_board(slug) for slug in board_slugs()]
     if as_json:
@@ -792,18 +819,24 @@ def boards(as_json: bool) -> None:
                     "display_name": board.display_name,
                     "core": board.core,
                     "target": board.target,
+                    "clock_hz": board.clock_hz,
                     "flash_bytes": board.flash_bytes,
                     "ram_bytes": board.ram_bytes,
                     "emulator": board.emulator.program if board.emulator else None,
                     "runners": dict(installed_runners(board)),
-                    "missing": _missing_tools(board),
+                    "installed": {tool.program: tool.is_installed for tool in tools_of(board)},
+                    "missing": [tool.program for tool in missing_tools(board)],
+                    "packages": list(packages_of(tools_of(board))),
                 }
                 for board in known
             }
         )
     else:
         print_columns(
-            ("board", "name", "target", "flash", "RAM", "missing", "flashed by"),
+            (
+                *("board", "name", "target", "flash", "RAM"),
+                *("compiler", "emulator", "flashed by", "to install"),
+            ),
             [
                 (
                     board.slug,
@@ -811,25 +844,61 @@ def boards(as_json: bool) -> None:
                     board.target,
                     _kibibytes(board.flash_bytes),
                     _kibibytes(board.ram_bytes),
-                    " ".join(_missing_tools(board)) or None,
+                    *(_is_there(board, purpose) for purpose in ("compiler", "emulator")),
                     ", ".join(
                         f"{name} (missing)" if why_not else name
                         for name, why_not in installed_runners(board)
                     )
                     or None,
+                    " ".join(packages_of(missing_tools(board))) or None,
                 )
                 for board in known
             ],
         )
 
 
-def _missing_tools(board: Board) -> list[str]:
-    """Returns the programs that a board needs and this machine lacks."""
-    prefix = board.toolchain.prefix
-    programs = [f"{prefix}gcc" if prefix else "cc"]
-    if board.emulator:
-        programs.append(board.emulator.program)
-    return [program for program in programs if shutil.which(program) is None]
+def _is_there(board: Board, purpose: str) -> str | None:
+    from edgekiln.firmware.installed import tools_of
+
+    for tool in tools_of(board):
+        if tool.purpose == purpose:
+            return "yes" if tool.is_installed else "missing"
+    return None
+
+
+def _try_boards(
+    models: tuple[str, ...], slugs: tuple[str, ...], optimize: str, build_dir: Path, as_json: bool
+) -> None:
+    from edgekiln import trials
+
+    with stdout_for_results():
+        found = trials.try_everywhere(models, build_dir, optimize, slugs)
+    if as_json:
+        print_json({trial.board: asdict(trial) for trial in found})
+    else:
+        print_columns(
+            (
+                *("board", "core", "model", "flash", "RAM", "of it stack"),
+                *("instructions", "cycles", "bytes equal"),
+            ),
+            [
+                (
+                    trial.board,
+                    trial.core,
+                    trial.model,
+                    trial.flash_bytes,
+                    trial.ram_bytes,
+                    trial.stack_bytes,
+                    trial.instructions,
+                    trial.cycles,
+                    f"all {trial.bytes_equal:,} of {trial.samples:,} samples"
+                    if trial.bytes_equal
+                    else trial.outcome,
+                )
+                for trial in found
+            ],
+        )
+    trials.check(found)
 
 
 def _kibibytes(size_bytes: int | None) -> str | None:

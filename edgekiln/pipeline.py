@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 import edgekiln
 from edgekiln.console import choose, make_table, say, show
-from edgekiln.errors import BadInputError, CheckFailedError, ToolMissingError
+from edgekiln.errors import BadInputError, CheckFailedError, DoesNotFitError, ToolMissingError
 from edgekiln.files import (
     MANIFEST_NAME,
     Stage,
@@ -792,7 +792,24 @@ class Work:
             options={"compiler": toolchain.compiler_version(board.toolchain)},
             code=(PACKAGE / "firmware",),
         )
-        return image.load_image(run_stage(stage, make))
+        try:
+            return image.load_image(run_stage(stage, make))
+        except DoesNotFitError as error:
+            raise self._explain(error, board) from None
+
+    def _explain(self, error: DoesNotFitError, board: Board) -> DoesNotFitError:
+        """Adds what would fit to what does not."""
+        from edgekiln.fitting import explain
+
+        return explain(
+            error,
+            read_input_file(self.int8),
+            self.name,
+            board,
+            optimize=self.optimize,
+            dataset=self.recipe.dataset if self.recipe else None,
+            shrinks=self.given is not None and self.given.options.channels is None,
+        )
 
     def measure(self, board: Board, stale: Sequence[Path], port: str | None = None) -> Path:
         """Runs the image on the board and compares all outputs.
@@ -1102,7 +1119,7 @@ class Work:
 
 def show_results(results: Results) -> None:
     """Prints the outcome of a deploy as a table on stderr."""
-    from edgekiln.bench.report import grouped, percent
+    from edgekiln.bench.report import grouped, percent, tabulate_runtimes
 
     accuracy = results.accuracy
     shares = [
@@ -1127,6 +1144,11 @@ def show_results(results: Results) -> None:
         rows.append(("latency", f"{results.latency_us:,.0f} µs"))
     where = f"{results.board}, emulated" if results.emulated else results.board
     show(make_table(f"{results.model} on {where}", ("measured", "result"), rows))
+    if results.runtimes:
+        show(make_table("Runtimes there, one thread", *tabulate_runtimes(results)))
+    for run in results.runtimes:
+        if run.error is not None:
+            say(f"{run.name}, {run.model}, {run.format}: {run.error}")
 
 
 def _what_is(name: str) -> str:

@@ -113,6 +113,14 @@ def test_data_arrive_unread(tree: Path, value: str) -> None:
     assert not (tree / "pwned").exists()
 
 
+@pytest.mark.parametrize("value", ["digits_cnn", *NASTY])
+def test_boards_tries_the_model_and_one_that_fits_everywhere(tree: Path, value: str) -> None:
+    result = run_make(tree, ["boards", f"MODEL={value}"], {})
+    assert (result.returncode, result.stderr) == (0, "")
+    assert recorded(tree) == ["boards", f"--try={value}", "--try=digits_mlp"]
+    assert not (tree / "pwned").exists()
+
+
 @pytest.mark.parametrize("target", ["deploy", "flash", "bench"])
 def test_a_real_board(tree: Path, target: str) -> None:
     result = run_make(tree, [target, "BOARD=uno", "PORT=auto", "RUNNER=avrdude"], {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import platform
 import shutil
@@ -16,112 +15,32 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from linux_bench import EFFORT, NAME, Bench, make_bench
 from ssh_server import Server
 
 from edgekiln.bench import linux
-from edgekiln.bench.compiled import read_compile_report
-from edgekiln.bench.inputs import ModelInputs
-from edgekiln.bench.linux import Case, Effort, Place, measure_on_linux
-from edgekiln.bench.linux_results import measure_linux
-from edgekiln.bench.measure import Background, Subject
+from edgekiln.bench.linux import Case, Place
 from edgekiln.bench.results import Conditions, Results, from_json, to_json
-from edgekiln.bench.tensors import Tensors, TensorSpec
+from edgekiln.bench.tensors import TensorSpec
 from edgekiln.errors import BoardError, CheckFailedError
-from edgekiln.export.compiler import compile_model, write_bundle
-from edgekiln.firmware.boards import load_board
 from edgekiln.firmware.linux.facts import RuntimeChoice, find_facts
-from edgekiln.firmware.linux.runner.program import PROGRAM_NAME, build_program
+from edgekiln.firmware.linux.runner.program import PROGRAM_NAME
 from edgekiln.firmware.linux.ssh import Completed, Connection
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="programs are built for x86_64 here"
 )
 
-NAME = "digits_mlp"
-EFFORT = Effort(warmup=1, runs=25, seconds=1)
 CHOICE = RuntimeChoice("ai-edge-litert", "onnxruntime", (), ())
 PROGRAM = Path(linux.BOARD / "measure.py")
 
 
-@dataclasses.dataclass(frozen=True)
-class Bench:
-    """A release on this machine, and all it takes to measure it.
-
-    Attributes:
-        connection: To this machine.
-        place: The release.
-        subject: The model, its inputs, and the program as an image.
-        program_bytes: The program's size.
-        cases: The golden model for every runtime.
-        reals: The inputs as real numbers.
-    """
-
-    connection: Connection
-    place: Place
-    subject: Subject
-    program_bytes: int
-    cases: tuple[Case, ...]
-    reals: Tensors
-
-    def measure(self, **changes: Any) -> linux.LinuxRun:
-        place = dataclasses.replace(self.place, **changes)
-        return measure_on_linux(
-            self.connection,
-            place,
-            codes=self.subject.inputs.tensors,
-            outputs=self.subject.image.outputs,
-            reals=self.reals,
-            cases=self.cases,
-            effort=EFFORT,
-            timeout_s=60,
-        )
-
-    def results(self) -> Results:
-        return measure_linux(
-            self.connection,
-            self.place,
-            self.subject,
-            program_bytes=self.program_bytes,
-            cases=self.cases,
-            reals=self.reals,
-            effort=EFFORT,
-        )
-
-
 @pytest.fixture(scope="module")
-def bench(connection: Connection, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def bench(connection: Connection, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     work = tmp_path_factory.mktemp("linux")
-    golden = root / "tests/golden"
-    data = (golden / f"{NAME}_int8.tflite").read_bytes()
-    digits = np.load(golden / "digits_inputs.npz")
-    bundle = work / "c"
-    compiled = compile_model(data, name=NAME, golden_input=(digits["inputs"][:1],))
-    write_bundle(compiled, bundle)
-    program = build_program(bundle, "x86_64", work / "release" / PROGRAM_NAME)
-    inputs = ModelInputs(
-        (digits["inputs"],), digits["labels"].astype(np.int64), tuple("0123456789"), "32 digits"
-    )
-    subject = Subject(
-        name=NAME,
-        tflite=data,
-        onnx_int8=None,
-        compile_report=read_compile_report(bundle),
-        host_bundle=bundle,
-        image=program.as_image("rpi"),
-        board=load_board("rpi"),
-        inputs=inputs,
-        background=Background(0.97, None, {}, {}),
-        artifacts=(),
-    )
-    cases: tuple[Case, ...] = ()
-    if all(map(importlib.util.find_spec, ("onnx", "onnxruntime", "ai_edge_litert"))):
-        from digits_runtimes import write_cases
-
-        cases = write_cases(golden / f"{NAME}_int8.tflite", work / "models")
     facts = dataclasses.replace(find_facts(connection, str(work)), cores=2)
     place = Place(facts, str(work), str(work / "release"), NAME, CHOICE, sys.executable)
-    reals = ((digits["inputs"].astype(np.float32) + 128) / np.float32(255),)
-    return Bench(connection, place, subject, program.bytes, cases, reals)
+    return make_bench(connection, place, work, target="generic", architecture="x86_64")
 
 
 @pytest.fixture(scope="module")

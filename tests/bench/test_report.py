@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgekiln.bench import report
-from edgekiln.bench.report import plan_runtimes
+from edgekiln.bench.report import plan_runtimes, tabulate_runtimes
 from edgekiln.bench.results import (
     Accuracy,
     Buffer,
@@ -353,6 +353,16 @@ def test_runtimes_stand_float_beside_int8(results: Results) -> None:
     page = page_of(results)
     assert "it crashed (SIGILL) <script>" in page.text and "emulat" not in page.text
     assert "Debian 12, Linux 6.6.1, aarch64, Python 3.11.2" in page.text
+
+
+def test_runtimes_as_a_table(results: Results) -> None:
+    columns, rows = tabulate_runtimes(on_linux(results, emulated=False))
+    assert columns[3] == "time" and {len(row) for row in rows} == {len(columns)}
+    own = ("generated C", "int8", "80.00 %", "1,234 µs", "708 KiB", "585.9 KiB")
+    assert rows[0] == own
+    assert rows[1][:3] == ("LiteRT (XNNPACK)", "float", "85.00 %")
+    assert rows[3] == ("ONNX Runtime", "int8", "failed", *"–––")
+    assert tabulate_runtimes(on_linux(results, emulated=True))[0][3] == "time, emulated"
 
 
 def test_times_in_an_emulator_are_never_a_board_s(results: Results) -> None:
