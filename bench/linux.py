@@ -8,6 +8,7 @@ release's own program and has to work.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import math
@@ -25,9 +26,11 @@ import numpy as np
 from edgekiln.bench.results import Conditions, Latency, System
 from edgekiln.bench.tensors import Tensors, TensorSpec
 from edgekiln.errors import BoardError
+from edgekiln.firmware.boards import LinuxCore
 from edgekiln.firmware.bundle import TensorInfo
 from edgekiln.firmware.linux.facts import Facts, RuntimeChoice, read_throttled
-from edgekiln.firmware.linux.runner.program import PROGRAM_NAME
+from edgekiln.firmware.linux.releases import check_name
+from edgekiln.firmware.linux.runner.program import PROGRAM_NAME, Program, build_program
 from edgekiln.firmware.linux.ssh import Completed, Connection, check_remote_path, last_line
 
 BOARD = Path(__file__).parent / "board"
@@ -91,6 +94,9 @@ class Effort:
 
 #: What an emulator's times say is not worth more.
 EMULATED_EFFORT = Effort(warmup=2, runs=20, seconds=1)
+#: For those who want the outputs alone.
+LEAST_EFFORT = Effort(warmup=1, runs=1, seconds=1)
+_NO_CHOICE = RuntimeChoice(None, None, (), ())
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,55 @@ class Place:
         """The numbers of threads to measure with: each up to 4, then doubled, and all cores."""
         cores = self.facts.cores
         return tuple(sorted({1, cores, *(n for n in (2, 3, 4, 8, 16, 32, 64) if n < cores)}))
+
+
+@dataclass(frozen=True)
+class LinuxBoard:
+    """A board that runs Linux, to run models on that are not deployed there.
+
+    Attributes:
+        connection: The board.
+        facts: What is known of it.
+        core: What is compiled for it.
+        base: The directory of the releases there.
+    """
+
+    connection: Connection
+    facts: Facts
+    core: LinuxCore
+    base: str
+
+    def run(
+        self, bundle: Path, codes: Tensors, *, effort: Effort | None = None
+    ) -> tuple[Program, Measured]:
+        """Compiles generated C, runs it there over all inputs, and leaves nothing behind.
+
+        Args:
+            bundle: The generated C, for the target of `core`.
+            codes: One array ``[N, ...]`` per model input.
+            effort: How long to time; by default as for `measure_on_linux`.
+
+        Raises:
+            ToolMissingError: The C compiler for the board is not installed.
+            BoardError: The board cannot be reached, or the generated C does not work there.
+        """
+        with tempfile.TemporaryDirectory(prefix="edgekiln-") as temporary:
+            work = Path(temporary)
+            core = self.core
+            program = build_program(
+                bundle, core.architecture, work / PROGRAM_NAME, toolchain=core.toolchain
+            )
+            (work / _CODES).write_bytes(pack(codes))
+            there = f"{self.base.rstrip('/')}/.try-{check_name(program.bundle.name)}"
+            self.connection.run('mkdir -p -- "$1"', check_remote_path(self.base))
+            place = Place(self.facts, self.base, there, program.bundle.name, _NO_CHOICE, None)
+            try:
+                self.connection.push(work, there)
+                board = _Board(self.connection, place, effort, TIMEOUT_S, len(codes[0]), there)
+                return program, board.run_program(program.bundle.outputs)
+            finally:
+                with contextlib.suppress(BoardError):
+                    self.connection.run('rm -rf -- "$1"', there)
 
 
 @dataclass(frozen=True)
@@ -205,7 +260,6 @@ def measure_on_linux(
         BoardError: The board cannot be reached, its disk is full, or the generated C crashes
             there, takes too long or answers nonsense.
     """
-    effort = effort or (EMULATED_EFFORT if place.facts.is_emulated else Effort())
     _send(connection, place, codes, reals, cases)
     before = read_conditions(connection)
     board = _Board(connection, place, effort, timeout_s, len(codes[0]))
@@ -239,13 +293,15 @@ class _Board:
         self,
         connection: Connection,
         place: Place,
-        effort: Effort,
+        effort: Effort | None,
         timeout_s: float,
         samples: int,
+        directory: str = "",
     ) -> None:
         self._connection = connection
         self._place = place
-        self._effort = effort
+        self._directory = directory or place.directory
+        self._effort = effort or (EMULATED_EFFORT if place.facts.is_emulated else Effort())
         self._timeout_s = timeout_s
         self._samples = samples
 
@@ -328,7 +384,7 @@ class _Board:
 
     def _run(self, command: Sequence[str], stdin: str) -> tuple[bytes, dict[str, Any]]:
         """Runs a command on the board; returns the outputs' bytes, and what it said of them."""
-        directory, seconds = self._place.directory, f"{self._timeout_s:.0f}"
+        directory, seconds = self._directory, f"{self._timeout_s:.0f}"
         stdin = stdin if stdin.startswith("/") else f"{directory}/{stdin}"
         done = self._connection.run(
             *(_script("run.sh"), directory, seconds, stdin, *command),

@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from edgekiln.bench.accuracy import agreement, compare_bytes, top1_accuracy
 from edgekiln.bench.compiled import CompiledRunner
 from edgekiln.bench.device import DeviceRun
-from edgekiln.bench.linux import Case, Effort, LinuxRun, Measured, Place, measure_on_linux
-from edgekiln.bench.measure import Subject, assess, litert_is_safe
-from edgekiln.bench.results import BoardFacts, Results, RuntimeRun
+from edgekiln.bench.linux import (
+    Case,
+    Effort,
+    LinuxBoard,
+    LinuxRun,
+    Measured,
+    Place,
+    measure_on_linux,
+)
+from edgekiln.bench.measure import (
+    BOARD,
+    Subject,
+    assess,
+    bench_result,
+    compare_all,
+    litert_is_safe,
+)
+from edgekiln.bench.results import BenchResult, BoardFacts, Results, RuntimeRun
 from edgekiln.bench.runners import LiteRTRunner
 from edgekiln.bench.tensors import Tensors
 from edgekiln.errors import BadModelError, ToolMissingError
 from edgekiln.export.passes import run_passes
 from edgekiln.export.tflite_reader import read_tflite
+from edgekiln.firmware.boards import Board
 from edgekiln.firmware.image import Image
+from edgekiln.firmware.linux.facts import Facts
 from edgekiln.firmware.linux.ssh import Connection
 
 
@@ -58,7 +76,8 @@ def measure_linux(
         cases=safe_cases(cases, subject),
         effort=effort,
     )
-    results = assess(subject, device_run(run, subject.image, place), board_facts(place, subject))
+    device = device_run(run.generated, subject.image, place.facts)
+    results = assess(subject, device, board_facts(place, subject))
     references = {CompiledRunner.name: run.generated.outputs}
     if any(item.runtime == "litert-reference" and not item.error for item in run.runtimes):
         references |= _host_reference(subject)
@@ -72,22 +91,47 @@ def measure_linux(
     return dataclasses.replace(results, runtimes=rows, system=run.system)
 
 
+def bench_linux(
+    there: LinuxBoard, board: Board, bundle: Path, host_bundle: Path, codes: Tensors
+) -> BenchResult:
+    """Runs generated C on a board over a few inputs, for its numbers; nothing is deployed.
+
+    Args:
+        there: The board.
+        board: What its file says.
+        bundle: The generated C for it.
+        host_bundle: The generated C for this machine.
+        codes: One array ``[N, ...]`` per model input.
+
+    Raises:
+        CheckFailedError: A byte differs between the board and the generated C on the host.
+        BoardError: The board cannot be reached, or the generated C does not work there.
+        ToolMissingError: A C compiler is missing.
+    """
+    program, measured = there.run(bundle, codes)
+    host_c = CompiledRunner(host_bundle)
+    name, image = program.bundle.name, program.as_image(board.slug)
+    runs = {BOARD: measured.outputs, host_c.name: host_c.run(codes)}
+    compare_all(runs, f"{name} on {board.slug}")
+    return bench_result(name, image, board, device_run(measured, image, there.facts))
+
+
 def safe_cases(cases: Sequence[Case], subject: Subject) -> tuple[Case, ...]:
     """Returns the cases without those that would only damage their process on the board."""
     safe = litert_is_safe(run_passes(read_tflite(subject.tflite, subject.name)))
     return tuple(case for case in cases if safe or case.format != "TFLite" or case.is_real)
 
 
-def device_run(run: LinuxRun, image: Image, place: Place) -> DeviceRun:
-    """Returns the generated C's part as of any board."""
-    emulated = place.facts.is_emulated
+def device_run(generated: Measured, image: Image, facts: Facts) -> DeviceRun:
+    """Returns what the generated C answered as of any board."""
+    emulated = facts.is_emulated
     return DeviceRun(
-        outputs=run.generated.outputs,
+        outputs=generated.outputs,
         counts=None,
         counted=None,
         cycles_model="",
         emulated=emulated,
-        latency_us=None if emulated else run.generated.latencies[0].median,
+        latency_us=None if emulated else generated.latencies[0].median,
         stack_bytes=None,
         ram_bytes=image.ram_bytes(0),
         retries=0,

@@ -95,7 +95,7 @@ class NodeRow:
     name: str
     short_name: str
     macs: int
-    instructions: int | None
+    cost: int | None
     per_mac: str
     share: str
     length: float
@@ -446,10 +446,8 @@ def tabulate_runtimes(results: Results) -> tuple[tuple[str, ...], tuple[tuple[st
 
 
 def plan_nodes(results: Results) -> tuple[NodeRow, ...]:
-    """Returns the nodes with their bars: instructions, or MACs where none were counted."""
-    costs = [
-        node.macs if node.instructions is None else node.instructions for node in results.per_node
-    ]
+    """Returns the nodes with their bars: what was counted, else MACs."""
+    costs = [node.macs if node.cost is None else node.cost for node in results.per_node]
     total, most = sum(costs), max([*costs, 1])
     return tuple(
         NodeRow(
@@ -458,8 +456,8 @@ def plan_nodes(results: Results) -> tuple[NodeRow, ...]:
             name=node.name,
             short_name=short_tensor_name(node.name),
             macs=node.macs,
-            instructions=node.instructions,
-            per_mac=_ratio(node.instructions, node.macs),
+            cost=node.cost,
+            per_mac=_ratio(node.cost, node.macs),
             share=f"{100 * cost / total:.1f} %" if total else "–",
             length=100 * cost / most,
         )
@@ -588,8 +586,8 @@ def _heat(count: int, most: int) -> float:
     return 100 * count / most if most else 0.0
 
 
-def _ratio(instructions: int | None, macs: int) -> str:
-    return f"{instructions / macs:.2f}" if instructions is not None and macs else "–"
+def _ratio(cost: int | None, macs: int) -> str:
+    return f"{cost / macs:.2f}" if cost is not None and macs else "–"
 
 
 def _usage(
@@ -680,11 +678,11 @@ def _speed_tile(results: Results) -> Tile:
         if results.latency_us >= 1000:
             return Tile("Latency", f"{results.latency_us / 1000:.3g}", "ms", note)
         return Tile("Latency", f"{results.latency_us:.3g}", "µs", note)
-    if results.instructions is None:
+    if results.cost is None:
         return Tile("Work", *short_count(results.macs), "multiply-accumulates per inference")
-    per_mac = _ratio(results.instructions, results.macs)
+    per_mac = _ratio(results.cost, results.macs)
     return Tile(
-        "Instructions",
-        *short_count(results.instructions),
+        "Clock cycles" if results.counted == "cycles" else "Instructions",
+        *short_count(results.cost),
         f"per inference, {per_mac} for each multiply-accumulate",
     )

@@ -16,7 +16,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from edgekiln.errors import BadInputError
 from edgekiln.files import read_input_file, write_json
@@ -43,6 +43,11 @@ class NodeCost:
     macs: int
     instructions: int | None
     cycles: int | None
+
+    @property
+    def cost(self) -> int | None:
+        """Instructions or cycles, whichever was counted."""
+        return self.cycles if self.instructions is None else self.instructions
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,18 @@ class BenchResult:
                 got=self.latency_us,
                 allowed="null",
             )
+
+    @property
+    def counted(self) -> Literal["instructions", "cycles", ""]:
+        """What was counted; empty where nothing was."""
+        if self.instructions is not None:
+            return "instructions"
+        return "cycles" if self.cycles is not None else ""
+
+    @property
+    def cost(self) -> int | None:
+        """Instructions or cycles of one inference, whichever was counted."""
+        return self.cycles if self.instructions is None else self.instructions
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -19,6 +21,7 @@ from edgekiln.quantize.options import CALIBRATIONS, Format, Method, QuantizeOpti
 from edgekiln.terminal import print_columns, print_facts, print_json, run, stdout_for_results
 
 if TYPE_CHECKING:
+    from edgekiln.bench.linux import LinuxBoard
     from edgekiln.bench.results import BenchResult
     from edgekiln.bench.verify import Verification
     from edgekiln.export.inspect import Inspection
@@ -214,6 +217,9 @@ LINUX_OPTIONS: dict[str, Callable[[F], F]] = {
         help="Install and measure LiteRT and ONNX Runtime on the hosts too.",
     ),
 }
+one_host_option = click.option(
+    "--host", metavar="USER@HOST", help="Where a board that runs Linux is, or `virtual`."
+)
 model_argument = click.argument("model", default=_DEFAULT_MODEL)
 file_argument = click.argument("model", type=_FILE)
 
@@ -433,6 +439,7 @@ def _print_inspection(found: Inspection) -> None:
 @click.option("--random", "samples", type=int, default=20, show_default=True, help="How many.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
 @click.option("--target", default="host", show_default=True, help="`host`, or a board to run on.")
+@one_host_option
 @optimize_option
 @json_option
 def verify(
@@ -441,6 +448,7 @@ def verify(
     samples: int,
     seed: int,
     target: str,
+    host: str | None,
     optimize: str,
     as_json: bool,
 ) -> None:
@@ -454,7 +462,7 @@ def verify(
     from edgekiln.bench.verify import read_inputs, verify_model
     from edgekiln.files import read_input_file
 
-    with stdout_for_results():
+    with stdout_for_results(), _linux_board_of(target, host) as linux:
         found = verify_model(
             model,
             inputs=read_inputs(inputs, read_input_file(model)) if inputs else None,
@@ -462,6 +470,7 @@ def verify(
             seed=seed,
             target=target,
             optimize=optimize,
+            linux=linux,
         )
     if as_json:
         print_json(found.to_json())
@@ -475,6 +484,29 @@ def verify(
         print_facts(*describe(found.first_mismatch))
     if found.first_mismatch is not None:
         raise _mismatch_error(model, found)
+
+
+@contextlib.contextmanager
+def _linux_board_of(target: str, host: str | None) -> Iterator[LinuxBoard | None]:
+    """Yields the board, where it is one that runs Linux."""
+    from edgekiln.firmware.boards import load_board
+    from edgekiln.linux_deploy import open_board
+
+    board = None if target == "host" else load_board(target)
+    if board is None or board.linux is None:
+        _refuse_host(target, host)
+        yield None
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="edgekiln-verify-") as disks,
+        open_board(board, [host] if host else [], Path(disks)) as there,
+    ):
+        yield there
+
+
+def _refuse_host(board: str, host: str | None) -> None:
+    if host is not None:
+        raise BadInputError("--host is for boards that run Linux", where=board)
 
 
 def _mismatch_error(model: Path, found: Verification) -> CheckFailedError:
@@ -579,7 +611,12 @@ def _check_deploy_options(board: Board, where: Destination, linux: Mapping[str, 
             "--host, --list, --rollback, --service and --no-runtimes are for boards that run Linux",
             where=board.slug,
         )
-    if board.linux is not None and where != Destination():
+    if board.linux is not None:
+        _refuse_destination(board, where)
+
+
+def _refuse_destination(board: Board, where: Destination) -> None:
+    if where != Destination():
         raise BadInputError(
             "--port, --runner and --to are for boards that are flashed",
             where=board.slug,
@@ -652,6 +689,7 @@ def _print_results(paths: Sequence[Path], as_json: bool) -> None:
 @board_option
 @optimize_option
 @takes_destination
+@one_host_option
 @takes_own_model
 @build_option
 @json_option
@@ -660,6 +698,7 @@ def bench(
     board: str,
     optimize: str,
     where: Destination,
+    host: str | None,
     given: Given,
     build_dir: Path,
     as_json: bool,
@@ -667,13 +706,21 @@ def bench(
     """Measure MODEL on a board: instructions, flash, RAM.
 
     MODEL is a .tflite file, a recipe, or a Keras model with --data. A real board is meant as for
-    `edgekiln deploy`.
+    `edgekiln deploy`. On a board that runs Linux nothing is deployed.
     """
-    from edgekiln import pipeline
+    from edgekiln import linux_deploy, pipeline
     from edgekiln.bench.results import to_json
+    from edgekiln.firmware.boards import load_board
 
+    chosen = load_board(board)
     with stdout_for_results():
-        found = pipeline.bench_model(model, board, build_dir, optimize, given, where)
+        if chosen.linux is not None:
+            _refuse_destination(chosen, where)
+            hosts = [host] if host else []
+            found = linux_deploy.bench_on_host(model, chosen, build_dir, optimize, given, hosts)
+        else:
+            _refuse_host(board, host)
+            found = pipeline.bench_model(model, board, build_dir, optimize, given, where)
     if as_json:
         print_json(to_json(found))
     else:
@@ -684,9 +731,9 @@ def _print_bench(found: BenchResult) -> None:
     from edgekiln.export.inspect import short_tensor_name
 
     print_columns(
-        ("node", "op", "name", "MACs", "instructions"),
+        ("node", "op", "name", "MACs", found.counted or "instructions"),
         [
-            (each.index, each.op, short_tensor_name(each.name), each.macs, each.instructions)
+            (each.index, each.op, short_tensor_name(each.name), each.macs, each.cost)
             for each in found.per_node
         ],
     )
@@ -697,6 +744,7 @@ def _print_bench(found: BenchResult) -> None:
         ("MACs", found.macs),
         ("instructions", found.instructions),
         ("cycles", found.cycles),
+        *([("cycles are", found.cycles_model)] if found.cycles_model else []),
         ("latency", None if found.latency_us is None else f"{found.latency_us:,.0f} us"),
         (
             "flash",
@@ -705,8 +753,8 @@ def _print_bench(found: BenchResult) -> None:
         ),
         (
             "RAM",
-            f"{found.ram_bytes:,} bytes: arena {found.arena_bytes:,}, "
-            f"peak stack {found.stack_bytes:,}",
+            f"{found.ram_bytes:,} bytes: arena {found.arena_bytes:,}"
+            + ("" if found.stack_bytes is None else f", peak stack {found.stack_bytes:,}"),
         ),
         ("toolchain", found.toolchain),
         ("flags", found.flags),

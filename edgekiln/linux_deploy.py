@@ -27,6 +27,7 @@ from edgekiln.console import make_table, say, show
 from edgekiln.errors import BadInputError, BoardError, EdgekilnError
 from edgekiln.files import read_input_file
 from edgekiln.pipeline import (
+    BENCH_SAMPLES,
     PACKAGE,
     Given,
     Work,
@@ -39,7 +40,8 @@ from edgekiln.pipeline import (
 )
 
 if TYPE_CHECKING:
-    from edgekiln.bench.linux import Case, Place
+    from edgekiln.bench.linux import Case, LinuxBoard, Place
+    from edgekiln.bench.results import BenchResult
     from edgekiln.firmware.boards import Board, Linux, LinuxCore
     from edgekiln.firmware.linux.facts import Facts, RuntimeChoice
     from edgekiln.firmware.linux.hosts import Target
@@ -148,6 +150,67 @@ def deploy_to_hosts(
     _show_outcomes(work.name, board, ordered)
     _raise_first(ordered)
     return tuple(outcome.results for outcome in ordered if outcome.results is not None)
+
+
+def bench_on_host(
+    model: str, board: Board, build: Path, optimize: str, given: Given, hosts: Sequence[str]
+) -> BenchResult:
+    """Measures a model's generated C on a board with a few inputs, without deploying it.
+
+    Args:
+        model: As for `deploy_to_hosts`.
+        board: As for `deploy_to_hosts`.
+        build: As for `deploy_to_hosts`.
+        optimize: As for `deploy_to_hosts`.
+        given: As for `deploy_to_hosts`.
+        hosts: As for `open_board`.
+
+    Raises:
+        CheckFailedError: The board's output differs from that of the generated C on the host.
+        EdgekilnError: Something else is wrong or missing; the message says what.
+    """
+    from edgekiln.bench.inputs import read_inputs_file
+    from edgekiln.bench.linux_results import bench_linux
+
+    work = find_model(model, build, optimize, given)
+    check_linux_tools(work)
+    with open_board(board, hosts, _disks(build)) as there:
+        bundle = work.bundle(f"{board.slug}/{there.core.target}", there.core.target)
+        few = read_inputs_file(work.inputs).head(BENCH_SAMPLES)
+        return bench_linux(there, board, bundle, work.host_bundle, few.tensors)
+
+
+@contextlib.contextmanager
+def open_board(board: Board, hosts: Sequence[str], disks: Path) -> Iterator[LinuxBoard]:
+    """Yields a board to run models on that are not deployed there.
+
+    Args:
+        board: A board that runs Linux.
+        hosts: Which one: what the user named; empty for what the environment or the board's file
+            says.
+        disks: Where the disks of virtual Pis are kept.
+
+    Raises:
+        BadInputError: It is not one host, or nothing can be compiled for it.
+        BoardError: It cannot be reached.
+        ToolMissingError: The C compiler for it is missing.
+    """
+    from edgekiln.bench.linux import LinuxBoard
+    from edgekiln.firmware.linux.facts import find_facts
+    from edgekiln.firmware.linux.hosts import choose_targets, open_target
+
+    linux = _need_linux(board)
+    target, *others = choose_targets(board, hosts)
+    if others:
+        raise BadInputError(
+            "this is for one host at a time",
+            where=board.slug,
+            got=", ".join(each.text for each in (target, *others)),
+        )
+    with open_target(target, disks) as connection:
+        facts = find_facts(connection, linux.directory)
+        say(f"{target.text}: {_describe(facts)}")
+        yield LinuxBoard(connection, facts, _choose_core(target, linux, facts), linux.directory)
 
 
 def list_on_hosts(

@@ -1134,12 +1134,15 @@ def show_results(results: Results) -> None:
         if pair.tolerated_bytes:
             equal += ", the others within the tolerance"
         rows.append((f"bytes equal, {pair.left} and {pair.right}", equal))
-    rows.append(("flash", f"{grouped(results.flash_bytes)} bytes"))
-    rows.append(("flash, of it code", f"{grouped(results.flash_code_bytes)} bytes"))
+    flash = "program without the C library" if results.system else "flash"
+    rows.append((flash, f"{grouped(results.flash_bytes)} bytes"))
+    rows.append((f"{flash}, of it code", f"{grouped(results.flash_code_bytes)} bytes"))
     rows.append(("RAM", f"{grouped(results.ram_bytes)} bytes"))
     rows.append(("RAM, of it arena", f"{grouped(results.arena_bytes)} bytes"))
     if results.instructions is not None:
         rows.append(("instructions per inference", grouped(results.instructions)))
+    if results.cycles is not None:
+        rows.append(("clock cycles per inference", grouped(results.cycles)))
     if results.latency_us is not None:
         rows.append(("latency", f"{results.latency_us:,.0f} µs"))
     where = f"{results.board}, emulated" if results.emulated else results.board

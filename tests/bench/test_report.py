@@ -154,6 +154,26 @@ def test_a_real_board_shows_its_latency(results: Results) -> None:
     assert "Instructions were not counted here" in text and "emulated" not in text
 
 
+def test_cycles_are_shown_with_how_they_are_modelled(results: Results) -> None:
+    modelled = dataclasses.replace(
+        results,
+        instructions=None,
+        instructions_min=None,
+        instructions_max=None,
+        cycles=6_543,
+        cycles_model="by the table of <its> manual",
+        per_node=tuple(
+            dataclasses.replace(node, instructions=None, cycles=node.instructions)
+            for node in results.per_node
+        ),
+    )
+    page = page_of(modelled)
+    assert "Clock cycles by node" in page.text
+    assert "as the emulator models them: by the table of <its> manual." in page.text
+    assert "6,543" in page.text
+    assert "nstructions" not in page.text
+
+
 def test_many_classes_are_listed_instead_of_drawn(results: Results) -> None:
     names = tuple(f"class{i}" for i in range(100))
     counts = [[0] * 100 for _ in range(100)]

@@ -115,7 +115,7 @@ def test_no_heap_no_stdio_no_floating_point(digits_image: DigitsImage, slug: str
     libraries = {name for name in names if name.startswith(("__", "mem"))}
     assert not [name for name in names if NEVER.fullmatch(name)]
     assert not {name for name in libraries if not ALLOWED.fullmatch(name)}
-    assert {"__muldi3", "__do_clear_bss"} <= libraries
+    assert {"__mulsidi3", "__do_clear_bss"} <= libraries
 
 
 # Exactly so many cycles, node by node, as the data sheets say: LDI and DEC take 1, BRNE 2 or at
