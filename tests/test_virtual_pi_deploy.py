@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +16,10 @@ import pytest
 from edgekiln import cli
 from edgekiln.bench.results import Results, read_results
 from edgekiln.errors import ToolMissingError
-from edgekiln.firmware.linux.facts import Facts, find_facts
+from edgekiln.files import sha256_file
+from edgekiln.firmware.linux.facts import find_facts
 from edgekiln.firmware.linux.hosts import open_target, parse_target
-from edgekiln.firmware.linux.install import fetch_wheels
+from edgekiln.firmware.virtual_pi import start_virtual_pi
 
 pytestmark = [pytest.mark.emulator, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -64,14 +68,6 @@ def _is_missing(err: str) -> bool:
 def _skip(reason: str) -> None:
     in_ci = os.environ.get("CI", "").lower() in ("1", "true")
     (pytest.fail if in_ci else pytest.skip)(reason)
-
-
-def has_wheels(facts: Facts, requirements: tuple[str, ...]) -> bool:
-    try:
-        fetch_wheels(facts, requirements)
-    except ToolMissingError:
-        return False
-    return True
 
 
 def check(results: Results) -> None:
@@ -142,6 +138,38 @@ def test_two_at_once(deploy: Deploy, model: Path, tmp_path: Path) -> None:
     assert cli.main([*command, str(model)]) == 0
     for host in ("virtual+chroot", "virtual+pi5"):
         check(read_results(tmp_path / "build/digits/rpi/hosts" / host / "results.json"))
+
+
+def test_a_power_cut_in_the_middle_leaves_what_ran_before(
+    deploy: Deploy, model: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy("virtual:chroot", model, "--no-runtimes")  # or skip
+    disk = tmp_path / "build/virtual-pi/virtual+chroot"
+    releases = disk / "disk/files/home/pi/edgekiln/digits/releases"
+    build = ["--build-dir", str(tmp_path / "build"), "--no-runtimes"]
+    shutil.copy(root / "tests/golden/digits_mlp_int8.tflite", model)
+    with start_virtual_pi("arm64", "chroot", disk=disk) as pi:
+        monkeypatch.setenv("EDGEKILN_SSH_CONFIG", str(pi.ssh_config))
+        board = ["deploy", "--board", "rpi", "--host", pi.alias, *build, str(model)]
+        arguments = [sys.executable, "-m", "edgekiln", *board]
+        answers = [*pi.ssh_command(), "edgekiln/digits/current/edgekiln-run --version"]
+        before = subprocess.run(answers, check=True, capture_output=True, timeout=60).stdout
+        for sign in (".incoming-*", ".incoming-*/manifest.sha256"):
+            with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as deploying:
+                while not list(releases.glob(sign)) and deploying.poll() is None:
+                    time.sleep(0.01)
+                pi.cut_power()
+                assert deploying.stderr is not None
+                said = deploying.stderr.read()
+            assert deploying.returncode == 3, said
+            assert "the connection was lost" in said.splitlines()[-1]
+            pi.power_on()
+            after = subprocess.run(answers, check=True, capture_output=True, timeout=60).stdout
+            assert after == before
+        assert cli.main(board) == 0
+        after = subprocess.run(answers, check=True, capture_output=True, timeout=60).stdout
+        assert json.loads(after)["model_sha256"] == sha256_file(model)
+        assert not list(releases.glob(".*"))
 
 
 def test_an_emulated_raspberry_pi_3_with_everything(deploy: Deploy, model: Path) -> None:
