@@ -26,7 +26,7 @@ export EDGEKILN_HOST = $(if $(filter command,$(origin HOST)),$(value HOST),$(val
 unexport BOARD MODEL MODELS CASES DATA PORT RUNNER HOST RPI_HOST
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deploy flash bench report figures pi-figures zoo zoo-report boards doctor test fuzz lint format lock clean
+.PHONY: help setup deploy flash bench report figures pi-figures zoo zoo-report boards doctor test fuzz faults lint format lock clean
 
 help: ## Show this help
 	@echo 'make <target> [BOARD=<board>] [MODEL=<recipe or file>] [DATA=<.npz for a Keras model>]'
@@ -76,6 +76,10 @@ test: setup ## Run all tests, the linters among them (PYTEST_ARGS='-k name' for 
 
 fuzz: setup ## Compile damaged models, 200,000 of them (CASES=n for another number)
 	@.venv/bin/python tests/support/fuzz_reader.py --cases "$$EDGEKILN_CASES"
+
+faults: setup ## Inject 10,000 faults into the line to a board, and some to BOARD's emulator
+	@.venv/bin/python tests/support/fault_injection.py --faults 10000
+	@.venv/bin/python tests/support/fault_injection.py --faults 500 --workers 4 --board "$$EDGEKILN_BOARD"
 
 lint: setup ## Run ruff, mypy and import-linter
 	@.venv/bin/ruff check .
