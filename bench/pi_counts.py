@@ -27,7 +27,7 @@ from edgekiln.files import new_directory, write_text
 from edgekiln.firmware.boards import FIRMWARE
 from edgekiln.firmware.counting import build_plugin
 from edgekiln.firmware.image import read_symbols
-from edgekiln.firmware.linux.runner.program import OPTIMIZATION, TOOLCHAINS
+from edgekiln.firmware.linux.runner.program import OPTIMIZATION, default_toolchain
 from edgekiln.firmware.toolchain import STRICT_FLAGS, find_tool, first_error
 from edgekiln.firmware.virtual_pi import build_root
 from edgekiln.firmware.virtual_pi.rootfs import cache_directory, find_program, locked
@@ -75,7 +75,7 @@ class Core:
 
 CORES: Mapping[str, Core] = {
     "aarch64": Core(
-        "cortex-a72", "Raspberry Pi 4", "0xd08", False, TOOLCHAINS["aarch64"].cpu_flags
+        "cortex-a72", "Raspberry Pi 4", "0xd08", False, default_toolchain("aarch64").cpu_flags
     ),
     "aarch64-dotprod": Core(
         "cortex-a76", "Raspberry Pi 5", "0xd0b", True, ("-march=armv8.2-a+dotprod",)
@@ -134,7 +134,7 @@ def count_generated(compiled: CompiledModel, inputs: Tensor) -> ProcessCount:
 
 
 def _compile(directory: Path, core: Core) -> Path:
-    toolchain = TOOLCHAINS["aarch64"]
+    toolchain = default_toolchain("aarch64")
     bundle, program = directory / "c", directory / "program"
     flags = (*core.flags, OPTIMIZATION, "-std=c99", "-static", *STRICT_FLAGS, f"-I{bundle}")
     sources = (_MAIN, bundle / "m.c", bundle / "m_weights.c")

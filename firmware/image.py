@@ -39,11 +39,11 @@ from edgekiln.firmware.uf2 import encode_uf2
 
 IMAGE_JSON = "image.json"
 
-_COMMON_FLAGS = ("-std=c99", "-g", "-ffunction-sections", "-fdata-sections")
+_COMMON_FLAGS = ("-g", "-ffunction-sections", "-fdata-sections")
 _MODEL_FLAGS = ("-O2",)
 # A loop in mem.c must not be turned into a call of the function that it is in.
 _APP_FLAGS = ("-Os", "-fno-tree-loop-distribute-patterns")
-_LINK_FLAGS = ("-nostdlib", "-static", "-Wl,--gc-sections", "-Wl,--no-warn-rwx-segments")
+_LINK_FLAGS = ("-nostdlib", "-static", "-Wl,--gc-sections")
 _APP_SECTIONS = (".boot2", ".vectors", ".app")
 _OVERFLOW = re.compile(r"region [`'](FLASH|RAM)' overflowed by (\d+) bytes")
 
@@ -149,7 +149,8 @@ def build_image(
     refuse_linux(board)
     model = read_bundle(bundle)
     check_fit(model, board)
-    flags = (*board.cpu_flags, *_COMMON_FLAGS, *model_flags, *extra_flags)
+    flags = (*board.cpu_flags, board.toolchain.standard, *_COMMON_FLAGS)
+    flags = (*flags, *model_flags, *extra_flags)
     with tempfile.TemporaryDirectory(prefix="edgekiln-image-") as name:
         work = Path(name)
         _write_headers(model, board, work, selftest)
@@ -158,7 +159,7 @@ def build_image(
         elf = work / "image.elf"
         _link(model, board, jobs, work, elf, extra_flags)
         seal_boot2(elf)
-        sizes = _measure_host(jobs) if board.is_host else _measure(elf)
+        sizes = measure_objects([job.object for job in jobs]) if board.is_host else _measure(elf)
         image = Image(
             name=model.name,
             board=board.slug,
@@ -223,6 +224,37 @@ def read_symbols(elf: Path) -> dict[str, int]:
         raise BadInputError(f"not an ELF file: {error}", where=elf) from None
 
 
+def measure_objects(objects: Sequence[Path]) -> dict[str, int]:
+    """Adds up the sections of objects: where there is a C library, the linked file is mostly that.
+
+    Args:
+        objects: What was compiled. The application's have names that begin with ``app_``, the
+            model's tables are in ``model_weights.o``, and the arena is called ``ek_arena``.
+
+    Returns:
+        Those attributes of `Image` that are sizes of sections.
+    """
+    sizes = {"flash": 0, "constants": 0, "app": 0, "data": 0, "bss": 0}
+    for path in objects:
+        for name, size, kind in _allocated_sections(path):
+            if kind == "SHT_NOBITS":
+                sizes["bss"] += 0 if name == ".bss.ek_arena" else size
+                continue
+            sizes["flash"] += size
+            is_data = name.startswith(".data") and not name.startswith(".data.rel.ro")
+            sizes["data"] += size if is_data else 0
+            sizes["app"] += size if path.name.startswith("app_") else 0
+            is_table = path.name == "model_weights.o" or name.endswith("_args")
+            sizes["constants"] += size if is_table else 0
+    return {
+        "flash_bytes": sizes["flash"],
+        "flash_constants_bytes": sizes["constants"],
+        "flash_app_bytes": sizes["app"],
+        "data_bytes": sizes["data"],
+        "bss_bytes": sizes["bss"],
+    }
+
+
 def check_fit(bundle: Bundle, board: Board) -> None:
     """Refuses a model that is too large for the board before anything is compiled.
 
@@ -284,8 +316,8 @@ def _plan_jobs(
     # Debug information holds no path of this machine: equal inputs give equal ELF files.
     places = {work: "build", model.directory.resolve(): "model", FIRMWARE.resolve(): "firmware"}
     common = (
-        *(*_COMMON_FLAGS, *STRICT_FLAGS),
-        *(f"-ffile-prefix-map={path}={name}" for path, name in places.items()),
+        *(board.toolchain.standard, *_COMMON_FLAGS, *STRICT_FLAGS),
+        *(f"-fdebug-prefix-map={path}={name}" for path, name in places.items()),
         *(f"-I{path}" for path in (work, model.directory.resolve(), FIRMWARE.resolve() / "app")),
     )
     drivers = tuple(f"-I{path}" for path in _source_directories(board))
@@ -331,7 +363,7 @@ def _link(
         script = work / "image.ld"
         template = (FIRMWARE / board.linker_script).read_text(encoding="utf-8")
         script.write_text(emit_linker_script(template, board.slug, board.memory), encoding="utf-8")
-        flags = (*_LINK_FLAGS, *flags, f"-T{script}", "-lgcc")
+        flags = (*_LINK_FLAGS, *flags, f"-T{script}", *board.toolchain.link_flags)
     message = link(board, [job.object for job in jobs], flags, elf)
     if not message:
         return
@@ -378,29 +410,6 @@ def _measure(elf: Path) -> dict[str, int]:
         "flash_app_bytes": sum(size.get(name, 0) for name in _APP_SECTIONS),
         "data_bytes": size.get(".data", 0),
         "bss_bytes": size.get(".bss", 0),
-    }
-
-
-def _measure_host(jobs: Sequence[CompileJob]) -> dict[str, int]:
-    """Adds up the objects' sections: on the host the linked file is mostly the C library's."""
-    sizes = {"flash": 0, "constants": 0, "app": 0, "data": 0, "bss": 0}
-    for job in jobs:
-        for name, size, kind in _allocated_sections(job.object):
-            if kind == "SHT_NOBITS":
-                sizes["bss"] += 0 if name == ".bss.ek_arena" else size
-                continue
-            sizes["flash"] += size
-            is_data = name.startswith(".data") and not name.startswith(".data.rel.ro")
-            sizes["data"] += size if is_data else 0
-            sizes["app"] += size if job.object.name.startswith("app_") else 0
-            is_table = job.object.name == "model_weights.o" or name.endswith("_args")
-            sizes["constants"] += size if is_table else 0
-    return {
-        "flash_bytes": sizes["flash"],
-        "flash_constants_bytes": sizes["constants"],
-        "flash_app_bytes": sizes["app"],
-        "data_bytes": sizes["data"],
-        "bss_bytes": sizes["bss"],
     }
 
 

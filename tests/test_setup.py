@@ -126,12 +126,17 @@ def test_continuous_integration_needs_more(machine: Machine) -> None:
     machine.environment["CI"] = "true"
     machine.add_tools(*TOOLS, "rsync", "aarch64-linux-gnu-gcc", "riscv64-unknown-elf-gcc")
     line = one_line(machine.setup())
+    flash = "stm32flash openocd stlink-tools dfu-util avrdude gdb-multiarch"
     wanted = "clang cmake qemu-user qemu-user-static qemu-system-misc mmdebstrap openssh-client"
+    wanted += f" {flash}"
+    if not Path("/usr/share/arduino/hardware/arduino/avr/bootloaders").exists():
+        wanted += " arduino-core-avr"
     wanted += " nodejs npm"
     if not Path("/usr/sbin/sshd").exists():  # which lies outside of an ordinary user's PATH
         wanted += " openssh-server"
     assert line.endswith(f"recommends {wanted}")
     machine.add_tools("clang", "cmake", "mmdebstrap", "qemu-aarch64", "qemu-aarch64-static", "ssh")
+    machine.add_tools(*flash.replace("stlink-tools", "st-flash").split())
     machine.add_tools("qemu-system-riscv32", "node", "npm")
     assert machine.setup().returncode == 0
     assert machine.calls()[-1] == "-m edgekiln.firmware.rp2040js"

@@ -14,14 +14,14 @@ static EK_INLINE int32_t ek_high_nibble(int8_t pair)
     return pair >> 4;
 }
 
-static EK_INLINE int32_t ek_int4_at(const int8_t *pairs, int32_t index)
+static EK_INLINE int32_t ek_int4_at(const EK_FLASH int8_t *pairs, int32_t index)
 {
     return (index & 1) ? ek_high_nibble(pairs[index >> 1]) : ek_low_nibble(pairs[index >> 1]);
 }
 
 /* acc + sum of (x[i] + offset) * w[i], for weights that begin with a byte. */
-static EK_INLINE int32_t ek_dot_s4(const int8_t *x, const int8_t *pairs, int32_t length,
-                                   int32_t offset, int32_t acc)
+static EK_INLINE int32_t ek_dot_s4(const int8_t *x, const EK_FLASH int8_t *pairs,
+                                   int32_t length, int32_t offset, int32_t acc)
 {
     int32_t i = 0;
     for (; i + 1 < length; i += 2) {

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from edgekiln.errors import BadInputError, ToolMissingError
 from edgekiln.firmware.boards import Board
-from edgekiln.firmware.emulators import qemu, rp2040js
+from edgekiln.firmware.emulators import qemu, rp2040js, simavr
 from edgekiln.firmware.emulators.base import (
     Counter,
     Counts,
@@ -29,6 +29,7 @@ __all__ = ["Counter", "Counts", "Job", "Launch", "Planner", "RunningEmulator", "
 PLANNERS: Mapping[str, Planner] = {
     "qemu": qemu.plan,
     "rp2040js": rp2040js.plan,
+    "simavr": simavr.plan,
 }
 
 

@@ -191,7 +191,7 @@ def test_the_second_stage_makes_any_flash_readable(
     booted = probe(flash)
     assert (booted["reads"], booted["transactions"]) == (reads, transactions)
     assert booted["vectors"] == FLASH + 256
-    assert booted["said"] == "m-init-done\r\nm-ready\r\n"
+    assert booted["said"].endswith("m-init-done\r\nm-ready\r\n")
 
 
 @pytest.mark.emulator
