@@ -43,7 +43,7 @@ from edgekiln.files import (
     write_bytes,
     write_json,
 )
-from edgekiln.firmware.flash.destination import AUTO, Destination
+from edgekiln.firmware.flash.destination import AUTO, EMULATOR, Destination
 from edgekiln.quantize.options import QuantizeOptions
 
 if TYPE_CHECKING:
@@ -165,8 +165,9 @@ def deploy(
 
     chosen = load_board(board)
     work = find_model(model, build, optimize, given)
-    check_tools(work, chosen, run=True, emulated=_is_emulated(chosen, where))
-    port = None if _is_emulated(chosen, where) else _flash_to_measure(work, chosen, where)
+    emulated = _is_emulated(chosen, where)
+    check_tools(work, chosen, run=True, emulated=emulated)
+    port = None if emulated else _flash_to_measure(work, chosen, where)
     made = work.measure(chosen, stale=results_paths(work, board), port=port)
     results_path = publish_results(work, board, made)
     show_results(read_results(results_path))
@@ -195,9 +196,10 @@ def bench_model(
 
     chosen = load_board(board)
     work = find_model(model, build, optimize, given)
-    check_tools(work, chosen, run=True, emulated=_is_emulated(chosen, where))
+    emulated = _is_emulated(chosen, where)
+    check_tools(work, chosen, run=True, emulated=emulated)
     image = work.image(chosen)
-    port = None if _is_emulated(chosen, where) else _flash_to_measure(work, chosen, where)
+    port = None if emulated else _flash_to_measure(work, chosen, where)
     few = read_inputs_file(work.inputs).head(BENCH_SAMPLES)
     return measure_few(work.name, image, chosen, work.host_bundle, few, port)
 
@@ -237,8 +239,7 @@ def flash(
     refuse_linux(chosen)
     work = find_model(model, build, optimize, given)
     name = registry.choose_runner(chosen, where)
-    emulated = name == registry.EMULATOR
-    _refuse_useless(emulated, where)
+    emulated = name == EMULATOR
     check_tools(work, chosen, run=False, emulated=emulated)
     image = work.image(chosen)
     if emulated:
@@ -274,10 +275,9 @@ def flash_commands(
     refuse_linux(chosen)
     work = find_model(model, build, optimize, given)
     name = registry.choose_runner(chosen, where, dry_run=True)
-    _refuse_useless(name == registry.EMULATOR, where)
     check_tools(work, chosen, run=False, emulated=False)
     image = work.image(chosen)
-    if name == registry.EMULATOR:
+    if name == EMULATOR:
         say(f"nothing is written: {board} is handed {image.elf} when it starts")
         return []
     job = registry.plan_flash(chosen, image, name, where, choose, dry_run=True)
@@ -316,21 +316,8 @@ def _flash_to_measure(work: Work, board: Board, where: Destination) -> str:
 
 def _is_emulated(board: Board, where: Destination) -> bool:
     """Whether the emulator, or this machine, is measured, and not a real board."""
-    from edgekiln.firmware.flash.registry import EMULATOR
-
-    if where.runner == EMULATOR:
-        _refuse_useless(True, where)
     has_stand_in = board.is_host or board.is_emulated
     return has_stand_in and (where.is_nothing or where.runner == EMULATOR)
-
-
-def _refuse_useless(emulated: bool, where: Destination) -> None:
-    if emulated and (where.port is not None or where.to is not None):
-        raise BadInputError(
-            "an emulator has no port to name",
-            got=repr(where.port or where.to),
-            hint="leave --runner emulator out for a real board",
-        )
 
 
 def train(model: str, build: Path) -> Path:
@@ -951,6 +938,8 @@ class Work:
     def bundle(self, place: str, target: str) -> Path:
         """Returns the directory with the generated C for a target.
 
+        What other tools take, the export stage, is not made for that.
+
         Args:
             place: Whose it is: the directory that its own is made in.
             target: The compiler's target.
@@ -961,12 +950,12 @@ class Work:
             from edgekiln.export.compiler import compile_model, write_bundle
 
             compiled = compile_model(
-                read_input_file(self.tflite),
+                read_input_file(self.int8),
                 name=self.name,
                 target=target,
                 optimize=self.optimize,
                 golden_input=read_inputs_file(self.inputs).head(1).tensors,
-                where=str(self.file or self.tflite),
+                where=str(self.file or self.int8),
             )
             write_bundle(compiled, directory)
 
@@ -974,7 +963,7 @@ class Work:
             Stage(
                 name=f"compile for {place}",
                 directory=self.directory / place / "c",
-                inputs=(self.tflite, self.inputs),
+                inputs=(self.int8, self.inputs),
                 options={"name": self.name, "target": target, "optimize": self.optimize},
                 code=(PACKAGE / "export",),
             ),

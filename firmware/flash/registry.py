@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgekiln.console import say
 from edgekiln.errors import BadInputError, ToolMissingError
 from edgekiln.firmware.boards import Board
-from edgekiln.firmware.flash.destination import AUTO, Destination
+from edgekiln.firmware.flash.destination import AUTO, EMULATOR, Destination
 from edgekiln.firmware.flash.ports import Choose, Port, find_port, list_ports, probe_of
 from edgekiln.firmware.flash.runner import Job, Runner
 from edgekiln.firmware.flash.settings import RunnerSettings
@@ -26,8 +26,6 @@ from edgekiln.firmware.flash.uf2 import Uf2
 
 if TYPE_CHECKING:
     from edgekiln.firmware.image import Image
-
-EMULATOR = "emulator"
 
 #: The runners that write; the emulator is none of them.
 RUNNERS: dict[str, type[Runner]] = {

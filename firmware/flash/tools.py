@@ -152,11 +152,14 @@ class Pyocd(Runner):
         chip: tuple[str, ...] = ("--no-wait", "--target", self.settings.target)
         if job.probe:
             chip += ("--uid", _plain(job.probe))
-        compare = f"compare 0x{job.flash_origin:08x} {_name_of(job.image.bin)}"
+        origin, name = f"0x{job.flash_origin:08x}", _name_of(job.image.bin)
         return (
-            Step((self.program, "load", *chip, "--format", "hex", _name_of(job.image.hex))),
+            Step((self.program, "load", *chip, "--format", "bin", f"{name}@{origin}")),
             Step(
-                (self.program, "commander", *chip, "-c", "halt", "-c", compare, "-c", "reset"),
+                (
+                    *(self.program, "commander", *chip),
+                    *("-c", "halt", "-c", f"compare {origin} {name}", "-c", "reset"),
+                ),
                 proof=r"All \d+ bytes match",
                 needs="nothing was verified",
             ),

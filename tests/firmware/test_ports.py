@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgekiln.bench.device import run_on_board
 from edgekiln.bench.protocol import Device
 from edgekiln.bench.runners import CompiledRunner
+from edgekiln.errors import BoardError
 from edgekiln.firmware.boards import FIRMWARE, Board, Emulator, board_slugs, load_board
 from edgekiln.firmware.bundle import read_bundle
 from edgekiln.firmware.emulators import start_emulator
@@ -250,3 +251,16 @@ def test_the_stacks_peak_is_what_was_used(write_toy: WriteToy, tmp_path: Path, s
         level = peaks[1] - peaks[0]
         assert level > 64
         assert peaks[2] - peaks[1] == 2 * level
+
+
+@pytest.mark.emulator
+@pytest.mark.parametrize("slug", EMULATED)
+def test_a_stack_overflow_is_no_result(write_toy: WriteToy, tmp_path: Path, slug: str) -> None:
+    board = load_board(slug)
+    need_tools(board, emulator=True)
+    image = build_image(write_toy(DEEP), board, tmp_path / "out")
+    depth = image.stack_reserve_bytes // 64 + 4
+    inputs = np.array([[1, 0, 0, 0], [1, 0, 0, depth]], dtype=np.int8)
+    run_on_board(image, board, inputs[:1], progress=False)
+    with pytest.raises(BoardError, match=r"[Ss]tack overflow|the stack overflowed"):
+        run_on_board(image, board, inputs, progress=False)

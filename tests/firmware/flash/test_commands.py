@@ -22,7 +22,7 @@ COMMANDS = {
         "-c 'program image.elf verify reset exit'"
     ],
     "pyocd": [
-        "pyocd load --no-wait --target nrf52840 --format hex image.hex",
+        "pyocd load --no-wait --target nrf52840 --format bin image.bin@0x08000000",
         "pyocd commander --no-wait --target nrf52840 -c halt -c 'compare 0x08000000 image.bin' "
         "-c reset",
     ],
