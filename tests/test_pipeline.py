@@ -167,7 +167,7 @@ def test_a_deploy_that_is_broken_off_goes_on(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_timed = Device.run_timed
-    left = [50]
+    left = [5]
 
     def give_out(device: Device, data: bytes) -> tuple[bytes, int]:
         left[0] -= 1
@@ -178,11 +178,11 @@ def test_a_deploy_that_is_broken_off_goes_on(
     monkeypatch.setattr(Device, "run_timed", give_out)
     with pytest.raises(BoardError):
         pipeline.deploy(model, "host", tmp_path / "build")
-    left[0] = pipeline.RANDOM_SAMPLES - 50 + 1  # the last is run once more
+    left[0] = pipeline.RANDOM_SAMPLES - 5 + 1  # the last is run once more
     path = pipeline.deploy(model, "host", tmp_path / "build")
     assert left[0] == 0
     said = capsys.readouterr().err
-    assert f"50 of {pipeline.RANDOM_SAMPLES} inferences were done before" in said
+    assert f"5 of {pipeline.RANDOM_SAMPLES} inferences were done before" in said
     assert not path.with_name("run.journal").exists()
 
 
