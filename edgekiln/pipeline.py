@@ -820,7 +820,8 @@ class Work:
             for path in stale:
                 path.unlink(missing_ok=True)
             subject = self.subject(board, image, host_bundle, board.slug)
-            results = measure(replace(subject, port=port))
+            journal = self.directory / board.slug / "run.journal"
+            results = measure(replace(subject, port=port, journal=journal))
             write_results(directory / "results.json", results)
 
         report = self.directory / board.slug / "c" / "compile_report.json"
