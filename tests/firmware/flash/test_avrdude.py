@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from avr import require_avr
 
+from edgekiln import pipeline
 from edgekiln.bench.device import run_on_board
 from edgekiln.errors import BoardError
 from edgekiln.firmware.boards import load_board
+from edgekiln.firmware.flash.destination import Destination
 from edgekiln.firmware.flash.registry import find_runner
 from edgekiln.firmware.flash.runner import Job
 from edgekiln.firmware.flash.settings import AvrdudeSettings
@@ -118,6 +120,23 @@ def test_what_was_written_boots(
     data = read_hex(image.hex, tmp_path / "image.bin")
     assert there.dump.read_bytes()[: len(data)] == data
     assert "bytes of flash verified" in job.log.read_text()
+
+
+def test_the_whole_command(
+    arduino: Boot, root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = root / "tests/golden/digits_mlp_int8.tflite"
+    with arduino("uno") as there:
+        where = Destination(port=there.port)
+        image = pipeline.flash(str(model), "uno", tmp_path / "build", where=where)
+    said = capfd.readouterr().err.splitlines()
+    directory = f"{tmp_path}/build/digits_mlp_int8/uno/image"
+    command = (
+        f"(cd {directory} && avrdude -p atmega328p -c arduino -P {there.port} -b 115200 "
+        "-D -U flash:w:image.hex:i)"
+    )
+    assert command in said
+    assert said[-1] == f"{image.elf} boots on uno and answers as it should"
 
 
 def test_another_chip_is_found_out(
