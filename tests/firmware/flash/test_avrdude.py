@@ -88,9 +88,13 @@ def arduino(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Boot:
                 *(code, hex(origin), str(ours), dump),
             ],
             pass_fds=[ours],
+            stdout=subprocess.PIPE,
         )
         os.close(ours)
         try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            process.stdout.close()
             yield Arduino(os.ttyname(theirs), dump)
         finally:
             os.close(theirs)
