@@ -105,6 +105,7 @@ class Subject:
         inputs: What to run it on.
         background: What the stages before knew.
         artifacts: The files that led here.
+        port: Serial port of the real board that holds the image; None runs the emulator.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Subject:
     inputs: ModelInputs
     background: Background
     artifacts: tuple[Artifact, ...]
+    port: str | None = None
 
 
 def measure(subject: Subject) -> Results:
@@ -128,8 +130,24 @@ def measure(subject: Subject) -> Results:
         BoardError: The board does not answer.
         ToolMissingError: The emulator or a C compiler is missing.
     """
+    inputs = subject.inputs.tensors
+    device = run_on_board(subject.image, subject.board, inputs, port=subject.port)
+    return assess(subject, device)
+
+
+def assess(subject: Subject, device: DeviceRun, facts: BoardFacts | None = None) -> Results:
+    """Holds what a board answered against the engines on the host, byte by byte.
+
+    Args:
+        subject: The model and its inputs.
+        device: What the board answered to all of them.
+        facts: What the report says about the board; by default what its file says.
+
+    Raises:
+        CheckFailedError: A byte differs, as for `measure`.
+        ToolMissingError: A C compiler is missing.
+    """
     inputs = subject.inputs
-    device = run_on_board(subject.image, subject.board, inputs.tensors)
     host_c = CompiledRunner(subject.host_bundle)
     reference, oracle = choose_reference(subject.tflite, subject.name)
     runs: dict[str, Tensors] = {BOARD: device.outputs}
@@ -167,7 +185,7 @@ def measure(subject: Subject) -> Results:
         confusion=_confusion(device.outputs, inputs),
         training=subject.background.training,
         memory_plan=read_memory_plan(subject.compile_report),
-        board_facts=_board_facts(subject.board),
+        board_facts=facts or _board_facts(subject.board, emulated=device.emulated),
         artifacts=subject.artifacts,
         versions=installed_versions(),
         seeds=subject.background.seeds,
@@ -278,16 +296,29 @@ def choose_reference(model: bytes, name: str) -> tuple[Runner, str | None]:
 
 
 def measure_few(
-    name: str, image: Image, board: Board, host_bundle: Path, inputs: ModelInputs
+    name: str,
+    image: Image,
+    board: Board,
+    host_bundle: Path,
+    inputs: ModelInputs,
+    port: str | None = None,
 ) -> BenchResult:
     """Runs a model on the board over a few inputs, for its numbers.
+
+    Args:
+        name: The model's name.
+        image: The image.
+        board: The board.
+        host_bundle: The same model compiled for this machine.
+        inputs: What to run it on.
+        port: Serial port of the real board that holds the image; None runs the emulator.
 
     Raises:
         CheckFailedError: A byte differs between the board and the generated C on the host.
         BoardError: The board does not answer.
         ToolMissingError: The emulator or a C compiler is missing.
     """
-    device = run_on_board(image, board, inputs.tensors)
+    device = run_on_board(image, board, inputs.tensors, port=port)
     host_c = CompiledRunner(host_bundle)
     runs = {BOARD: device.outputs, host_c.name: host_c.run(inputs.tensors)}
     compare_all(runs, f"{name} on {board.slug}")
@@ -414,13 +445,13 @@ def _confusion(outputs: Tensors, inputs: ModelInputs) -> Confusion | None:
     return Confusion(inputs.class_names, tuple(tuple(row) for row in matrix.tolist()))
 
 
-def _board_facts(board: Board) -> BoardFacts:
+def _board_facts(board: Board, *, emulated: bool) -> BoardFacts:
     return BoardFacts(
         display_name=board.display_name,
         core=board.core,
         flash_bytes=board.flash_bytes,
         ram_bytes=board.ram_bytes,
-        emulator=None if board.emulator is None else _version_of(board.emulator.program),
+        emulator=_version_of(board.emulator.program) if emulated and board.emulator else None,
     )
 
 

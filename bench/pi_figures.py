@@ -24,7 +24,7 @@ from edgekiln.console import say, track
 from edgekiln.errors import CheckFailedError, EdgekilnError
 from edgekiln.export.compiler import compile_model
 from edgekiln.files import read_input_file, write_json, write_text
-from edgekiln.firmware.linux.runner.program import OPTIMIZATION, TOOLCHAINS
+from edgekiln.firmware.linux.runner.program import OPTIMIZATION, default_toolchain
 from edgekiln.firmware.toolchain import compiler_version
 
 SAMPLES = 3
@@ -150,11 +150,12 @@ def emit_markdown(figures: Sequence[PiFigures], toolchain: str, litert: str) -> 
     lines = head.splitlines()
     for target in dict.fromkeys(f.target for f in figures):
         core = CORES[target]
+        flags = " ".join(core.toolchain.cpu_flags)
         lines += [
             "",
             f"## {core.board}",
             "",
-            f"`--target {target}`, compiled with `{' '.join(core.flags)}`; QEMU's `{core.name}`.",
+            f"`--target {target}`, compiled with `{flags}`; QEMU's `{core.name}`.",
             "",
             "| model | MACs | edgekiln | of it SDOT | LiteRT | of it SDOT | edgekiln / LiteRT |",
             "|---|--:|--:|--:|--:|--:|--:|",
@@ -182,7 +183,7 @@ def write_pi_figures(models: Path, docs: Path) -> None:
         docs: Where to write.
     """
     figures = measure_pi_figures(models, tuple(MODELS), tuple(CORES))
-    toolchain = compiler_version(TOOLCHAINS["aarch64"])
+    toolchain = compiler_version(default_toolchain("aarch64"))
     rows: list[Mapping[str, object]] = [asdict(f) for f in figures]
     content = {"emulated": True, "toolchain": toolchain, "litert": LITERT, "figures": rows}
     write_json(docs / "aarch64.json", content)

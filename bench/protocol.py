@@ -2,9 +2,10 @@
 
 The commands are MLPerf Tiny's (``name%``, ``db load N%``, ``infer N W%``, …; answers end in
 ``m-ready``) and edgekiln's own, whose answers carry a CRC-32. What went over the line is never
-taken on trust: the board returns the CRC-32 of the input that it received, and its output comes
-in a line with a CRC-32 of its own. What does not agree is repeated, a few times, and then
-reported. Every wait has an end. SPEC.md describes the protocol.
+taken on trust: the board returns the CRC-32 of the input that it received and the number of
+inferences that it ran, and its output comes in a line with a CRC-32 of its own. What does not
+agree is repeated, a few times, and then reported. Every wait has an end, and everything that was
+repeated is told. SPEC.md describes the protocol.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import re
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,6 +21,7 @@ from typing import NoReturn, Self, TypeVar
 
 import serial
 
+from edgekiln import console
 from edgekiln.errors import BadInputError, BoardError
 
 READY = "m-ready"
@@ -34,6 +37,8 @@ _PROFILE = re.compile(r"m-profile-\[(.*)\]")
 _MODEL = re.compile(r"m-model-\[(.*)\]")
 _STREAM = re.compile(r"m-stream-(.*)")
 _LAP = re.compile(r"m-lap-us-(\d+)")
+_WARMUPS = re.compile(r"m-warmup-start-(\d+)")
+_ITERATIONS = re.compile(r"m-infer-start-(\d+)")
 _RESULTS = re.compile(r"m-results-\[(.*)\]")
 _ERROR = re.compile(r"e-\[(.*)\]")
 _FAULT = re.compile(r"e-\[((?:Fault|Stack overflow) .*)\]")
@@ -84,6 +89,23 @@ class Counters:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What ``run`` and ``output`` answer.
+
+    Attributes:
+        input_crc: CRC-32 of the input as the board received it.
+        runs: Inferences since the load; since it forgot, where a model remembers.
+        elapsed_us: How long the last timed inferences took, by the board's clock, modulo 2^32.
+        output: All outputs' bytes, those of the first inference after the load.
+    """
+
+    input_crc: int
+    runs: int
+    elapsed_us: int
+    output: bytes
+
+
+@dataclass(frozen=True)
 class Timing:
     """What ``infer`` answers.
 
@@ -122,6 +144,10 @@ class Device:
         infer_timeout_s: How long one inference may take.
         attempts: How often a run is tried.
         chunk_bytes: How many bytes of input go into one command.
+        on_retry: Told in a line, before something is tried again, what and why.
+
+    Attributes:
+        incidents: How often each kind of trouble made it necessary to try again.
 
     Raises:
         BoardError: The port cannot be opened.
@@ -136,14 +162,17 @@ class Device:
         infer_timeout_s: float = 60.0,
         attempts: int = 4,
         chunk_bytes: int = CHUNK_BYTES,
+        on_retry: Callable[[str], None] = console.say,
     ) -> None:
-        self.retries = 0  # how often something had to be repeated
+        self.incidents: Counter[str] = Counter()
         self._where = port
         self._baud = baud
         self._timeout_s = timeout_s
         self._infer_timeout_s = infer_timeout_s
         self._attempts = attempts
         self._chunk_bytes = chunk_bytes
+        self._on_retry = on_retry
+        self._run_limit_s = infer_timeout_s
         try:
             self._port = serial.Serial(port, baud, timeout=0.05, write_timeout=timeout_s)
         except (serial.SerialException, OSError, ValueError) as error:
@@ -152,6 +181,11 @@ class Device:
                 where=port,
                 hint="check the cable, the port's name and who may use it (group dialout)",
             ) from None
+
+    @property
+    def retries(self) -> int:
+        """How often something had to be repeated."""
+        return self.incidents.total()
 
     def __enter__(self) -> Self:
         return self
@@ -233,7 +267,8 @@ class Device:
         """Runs inferences on the input that was loaded, the warm-ups first.
 
         An inference overwrites its input, so only the first one has a meaning: the results
-        are its own. The others are there to be timed. Not repeated when the line fails.
+        are its own. The others are there to be timed. Not repeated when the line fails: the
+        numbers are compared with those that come with a CRC, and the results with themselves.
 
         Raises:
             BoardError: No input is loaded, or the board does not answer properly.
@@ -290,9 +325,9 @@ class Device:
 
         def attempt() -> list[tuple[bytes, int]]:
             self._set_stream(on=True)
-            answers = []
+            answers: list[tuple[bytes, int]] = []
             for row in rows:
-                answers.append(self._run(row))
+                answers.append(self._run(row, runs=len(answers) + 1))
                 on_step(len(answers))
             self._set_stream(on=False)
             return answers
@@ -301,13 +336,30 @@ class Device:
 
     # ---- one attempt; what may succeed when repeated raises _LineError ----
 
-    def _run(self, data: bytes) -> tuple[bytes, int]:
+    def _run(self, data: bytes, runs: int = 1) -> tuple[bytes, int]:
+        """Loads an input and runs it: inference number ``runs`` of what the board counts."""
         self._load(data)
-        timing = self._infer(1, 0)
-        input_crc, output = _read_output(self._command("output"))
-        if input_crc != zlib.crc32(data):
+        begin = time.monotonic()
+        try:
+            answer = _read_output(self._command("run", first_s=self._run_limit_s))
+            # One that has been timed shows when to give up on those that follow.
+            took_s = time.monotonic() - begin
+            self._run_limit_s = min(self._infer_timeout_s, max(4 * took_s, self._timeout_s))
+        except _RefusedError:
+            raise
+        except _LineError as error:
+            answer = self._ask_again(error)
+        if answer.input_crc != zlib.crc32(data):
             raise _LineError("the input arrived damaged")
-        return output, timing.elapsed_us
+        if answer.runs != runs:
+            raise _LineError("another inference was answered than the one asked for")
+        return answer.output, answer.elapsed_us
+
+    def _ask_again(self, error: _LineError) -> Answer:
+        """Asks once more for an answer that was damaged: the board keeps it."""
+        self._tell(error, "the output is asked for again")
+        self._resynchronize()
+        return _read_output(self._command("output"))
 
     def _set_stream(self, *, on: bool) -> None:
         if _match(_STREAM, self._command(f"stream {int(on)}")) != str(int(on)):
@@ -338,7 +390,17 @@ class Device:
         laps = [int(match[1]) for match in map(_LAP.fullmatch, lines) if match]
         if len(laps) != 2:
             raise _LineError("infer was answered without two times")
-        return Timing(iterations, laps[1] - laps[0], _read_results(lines))
+        begun = [_match(_WARMUPS, lines), _match(_ITERATIONS, lines)]
+        results = _read_results(lines)
+        answer = _read_output(self._command("output"))
+        elapsed_us = laps[1] - laps[0]
+        if (
+            begun != [str(warmups), str(iterations)]
+            or elapsed_us % 2**32 != answer.elapsed_us
+            or _read_results(self._command("results")) != results
+        ):
+            raise _LineError("infer was answered with something else")
+        return Timing(iterations, elapsed_us, results)
 
     # ---- asking again ----
 
@@ -350,12 +412,16 @@ class Device:
         for number in range(self._attempts):
             try:
                 if number:
-                    self.retries += 1
+                    self._tell(failure, f"{what} is tried again ({number + 1} of {self._attempts})")
                     self._resynchronize()
                 return attempt()
             except _LineError as error:
                 failure = error
         self._give_up(f"{what} failed {self._attempts} times", failure)
+
+    def _tell(self, error: _LineError, then: str) -> None:
+        self.incidents[str(error)] += 1
+        self._on_retry(f"{self._where}: {error}; {then}")
 
     def _give_up(self, what: str, last: _LineError) -> NoReturn:
         raise BoardError(what, where=self._where, got=str(last)) from None
@@ -395,13 +461,14 @@ class Device:
         """Yields lines until none has come for so long, or far too much has come."""
         received = b""
         total_bytes = 0
-        while time.monotonic() < end and total_bytes < _MAX_ANSWER_BYTES:
+        last = end + _BITS_PER_BYTE * _MAX_ANSWER_BYTES / self._baud
+        while time.monotonic() < min(end, last) and total_bytes < _MAX_ANSWER_BYTES:
             data = self._receive()
             total_bytes += len(data)
             received += data
             *whole, received = received.split(b"\n")
             for line in whole:
-                yield line.strip(b"\r").decode("ascii", errors="replace")
+                yield _printable(line.strip(b"\r"))
                 end = time.monotonic() + longest_pause_s
 
     def _resynchronize(self) -> None:
@@ -431,6 +498,12 @@ class Device:
 
     def _fail_port(self, error: Exception) -> NoReturn:
         raise BoardError(f"the port failed: {_reason(error)}", where=self._where) from None
+
+
+def _printable(line: bytes) -> str:
+    """Decodes a line; what is no printable character is shown as one that no answer holds."""
+    text = line.decode("ascii", errors="replace")
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def _check_answer(lines: Sequence[str]) -> None:
@@ -471,9 +544,9 @@ def _read_counters(lines: Sequence[str]) -> Counters:
     return Counters(int(stack_bytes) or None, int(arena_bytes))
 
 
-def _read_output(lines: Sequence[str]) -> tuple[int, bytes]:
-    input_crc, data = _fields("output", lines, "input_crc", "data")
-    return int(input_crc, 16), bytes.fromhex(data)
+def _read_output(lines: Sequence[str]) -> Answer:
+    input_crc, runs, us, data = _fields("output", lines, "input_crc", "runs", "us", "data")
+    return Answer(int(input_crc, 16), int(runs), int(us), bytes.fromhex(data))
 
 
 def _read_selftest(lines: Sequence[str]) -> int:

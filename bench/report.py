@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgekiln import __version__
-from edgekiln.bench.results import Buffer, Confusion, MemoryPlan, Results
+from edgekiln.bench.results import (
+    Buffer,
+    Confusion,
+    Latency,
+    MemoryPlan,
+    Results,
+    RuntimeRun,
+    System,
+)
 from edgekiln.errors import ToolMissingError
 from edgekiln.export.inspect import short_tensor_name
 from edgekiln.files import write_text
@@ -87,7 +95,7 @@ class NodeRow:
     name: str
     short_name: str
     macs: int
-    instructions: int | None
+    cost: int | None
     per_mac: str
     share: str
     length: float
@@ -137,6 +145,47 @@ class PlanView:
     ticks: tuple[tuple[float, str], ...]
     bound_y: float
     has_overlaps: bool
+
+
+@dataclass(frozen=True)
+class RuntimeCell:
+    """One model in one runtime, as texts; ``reason`` where there is nothing."""
+
+    accuracy: str
+    time: str
+    time_note: str
+    memory: str
+    disk: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RuntimeRow:
+    """A runtime with the float and the int8 model side by side; None where there is none."""
+
+    name: str
+    note: str
+    floating: RuntimeCell | None
+    int8: RuntimeCell | None
+
+
+@dataclass(frozen=True)
+class ThreadsRow:
+    """Times of one model in one runtime, one text for each number of threads."""
+
+    name: str
+    times: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RuntimesView:
+    """The runtimes of a board that runs Linux."""
+
+    rows: tuple[RuntimeRow, ...]
+    threads: tuple[int, ...]
+    by_threads: tuple[ThreadsRow, ...]
+    reasons: tuple[tuple[str, str], ...]
+    conditions: str
 
 
 @dataclass(frozen=True)
@@ -204,6 +253,7 @@ def render_report(results: Results) -> str:
         nodes=plan_nodes(results),
         plan=plan_memory(results.memory_plan),
         curves=plan_curves(results),
+        runtimes=plan_runtimes(results),
         version=__version__,
     )
 
@@ -231,6 +281,14 @@ def short_count(number: int) -> tuple[str, str]:
     return str(number), ""
 
 
+def time(time_us: float) -> str:
+    """Returns a time for reading: ``8.4 µs``, ``12.35 ms``."""
+    for unit, factor in (("s", 1e6), ("ms", 1e3)):
+        if time_us >= 9.995 * factor:
+            return f"{time_us / factor:.4g} {unit}"
+    return f"{time_us:,.0f} µs" if time_us >= 99.5 else f"{time_us:.2g} µs"
+
+
 def percent(fraction: float) -> str:
     """Returns a fraction as ``98.33 %``."""
     return f"{100 * fraction:.2f} %"
@@ -248,7 +306,9 @@ def plan_tiles(results: Results) -> tuple[Tile, ...]:
     facts = results.board_facts
     tiles = [
         _accuracy_tile(results),
-        _size_tile("Flash", results.flash_bytes, facts.flash_bytes),
+        _size_tile(
+            "Program" if results.system else "Flash", results.flash_bytes, facts.flash_bytes
+        ),
         _size_tile("RAM", results.ram_bytes, facts.ram_bytes),
         _speed_tile(results),
     ]
@@ -333,16 +393,61 @@ def plan_usages(results: Results) -> tuple[Usage, ...]:
         ("stack, measured peak", stack_bytes),
     ]
     return (
-        _usage("Flash", results.flash_bytes, facts.flash_bytes, flash),
+        _usage(_flash_title(results), results.flash_bytes, facts.flash_bytes, flash),
         _usage("RAM", results.ram_bytes, facts.ram_bytes, ram),
     )
 
 
+def _flash_title(results: Results) -> str:
+    return "Program, without the C library" if results.system else "Flash"
+
+
+def plan_runtimes(results: Results) -> RuntimesView | None:
+    """Returns the runtimes of a board that runs Linux, float beside int8, or None elsewhere."""
+    if not results.runtimes:
+        return None
+    pairs: dict[tuple[str, str], dict[str, RuntimeRun]] = {}
+    for run in results.runtimes:
+        pairs.setdefault((run.name, run.format), {})[run.model] = run
+    threads = sorted({t.threads for run in results.runtimes for t in run.latency_us_by_threads})
+    by_threads = [run for run in results.runtimes if len(run.latency_us_by_threads) > 1]
+    return RuntimesView(
+        rows=tuple(_runtime_row(name, kind, runs) for (name, kind), runs in pairs.items()),
+        threads=tuple(threads),
+        by_threads=tuple(
+            ThreadsRow(
+                f"{run.name}, {run.model}",
+                tuple(
+                    next((_spread(t) for t in run.latency_us_by_threads if t.threads == n), "–")
+                    for n in threads
+                ),
+            )
+            for run in by_threads
+        ),
+        reasons=tuple(
+            (f"{run.name}, {run.model}, {run.format}", run.error)
+            for run in results.runtimes
+            if run.error is not None
+        ),
+        conditions=_tell_conditions(results.system) if results.system else "",
+    )
+
+
+def tabulate_runtimes(results: Results) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Returns the runtimes as a table for a terminal: the names of its columns, and its rows."""
+    took = "time, emulated" if results.emulated else "time"
+    columns = ("runtime", "model", "accuracy", took, "memory", "on disk")
+    rows = []
+    for run in results.runtimes:
+        cell = _runtime_cell(run)
+        row = (cell.accuracy, cell.time, cell.memory, cell.disk)
+        rows.append((run.name, run.model, *(row if run.error is None else ("failed", *"–––"))))
+    return columns, tuple(rows)
+
+
 def plan_nodes(results: Results) -> tuple[NodeRow, ...]:
-    """Returns the nodes with their bars: instructions, or MACs where none were counted."""
-    costs = [
-        node.macs if node.instructions is None else node.instructions for node in results.per_node
-    ]
+    """Returns the nodes with their bars: what was counted, else MACs."""
+    costs = [node.macs if node.cost is None else node.cost for node in results.per_node]
     total, most = sum(costs), max([*costs, 1])
     return tuple(
         NodeRow(
@@ -351,8 +456,8 @@ def plan_nodes(results: Results) -> tuple[NodeRow, ...]:
             name=node.name,
             short_name=short_tensor_name(node.name),
             macs=node.macs,
-            instructions=node.instructions,
-            per_mac=_ratio(node.instructions, node.macs),
+            cost=node.cost,
+            per_mac=_ratio(node.cost, node.macs),
             share=f"{100 * cost / total:.1f} %" if total else "–",
             length=100 * cost / most,
         )
@@ -481,8 +586,8 @@ def _heat(count: int, most: int) -> float:
     return 100 * count / most if most else 0.0
 
 
-def _ratio(instructions: int | None, macs: int) -> str:
-    return f"{instructions / macs:.2f}" if instructions is not None and macs else "–"
+def _ratio(cost: int | None, macs: int) -> str:
+    return f"{cost / macs:.2f}" if cost is not None and macs else "–"
 
 
 def _usage(
@@ -499,6 +604,54 @@ def _usage(
             if part_bytes > 0
         ),
     )
+
+
+def _runtime_row(name: str, kind: str, runs: Mapping[str, RuntimeRun]) -> RuntimeRow:
+    versions = sorted({run.version for run in runs.values() if run.version})
+    notes = [" ".join([kind, *versions])]
+    for run in runs.values():
+        if run.reference is not None:
+            equal = f"{run.equal_bytes:,} of {run.bytes:,}"
+            notes.append(f"{equal} bytes as {run.reference}")
+    floating, int8 = (runs.get(model) for model in ("float", "int8"))
+    return RuntimeRow(
+        name=name,
+        note="; ".join(notes),
+        floating=None if floating is None else _runtime_cell(floating),
+        int8=None if int8 is None else _runtime_cell(int8),
+    )
+
+
+def _runtime_cell(run: RuntimeRun) -> RuntimeCell:
+    latency = run.latency_us
+    return RuntimeCell(
+        accuracy="–" if run.accuracy is None else percent(run.accuracy),
+        time="–" if latency is None else time(latency.median),
+        time_note="" if latency is None else f"p90 {time(latency.p90)}, p99 {time(latency.p99)}",
+        memory="–" if run.peak_memory_bytes is None else size(run.peak_memory_bytes),
+        disk="–" if run.size_bytes is None else size(run.size_bytes),
+        reason=run.error or "",
+    )
+
+
+def _spread(latency: Latency) -> str:
+    return f"{time(latency.median)} ({time(latency.p90)}, {time(latency.p99)})"
+
+
+def _tell_conditions(system: System) -> str:
+    """Returns one sentence on what may have changed the times, as far as the board says."""
+    before, after = system.before, system.after
+    told = []
+    if after.governor is not None:
+        told.append(f"frequency governor {after.governor}")
+    if after.frequency_mhz is not None:
+        told.append(f"{after.frequency_mhz:,} MHz at the end")
+    if before.temperature_c is not None and after.temperature_c is not None:
+        told.append(f"{before.temperature_c:.0f} °C before and {after.temperature_c:.0f} °C after")
+    if after.throttled is not None:
+        told.append(", ".join(after.throttled) or "not throttled")
+    text = "; ".join(told)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def _accuracy_tile(results: Results) -> Tile | None:
@@ -525,11 +678,11 @@ def _speed_tile(results: Results) -> Tile:
         if results.latency_us >= 1000:
             return Tile("Latency", f"{results.latency_us / 1000:.3g}", "ms", note)
         return Tile("Latency", f"{results.latency_us:.3g}", "µs", note)
-    if results.instructions is None:
+    if results.cost is None:
         return Tile("Work", *short_count(results.macs), "multiply-accumulates per inference")
-    per_mac = _ratio(results.instructions, results.macs)
+    per_mac = _ratio(results.cost, results.macs)
     return Tile(
-        "Instructions",
-        *short_count(results.instructions),
+        "Clock cycles" if results.counted == "cycles" else "Instructions",
+        *short_count(results.cost),
         f"per inference, {per_mac} for each multiply-accumulate",
     )

@@ -16,7 +16,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from edgekiln.errors import BadInputError
 from edgekiln.files import read_input_file, write_json
@@ -43,6 +43,11 @@ class NodeCost:
     macs: int
     instructions: int | None
     cycles: int | None
+
+    @property
+    def cost(self) -> int | None:
+        """Instructions or cycles, whichever was counted."""
+        return self.cycles if self.instructions is None else self.instructions
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,18 @@ class BenchResult:
                 got=self.latency_us,
                 allowed="null",
             )
+
+    @property
+    def counted(self) -> Literal["instructions", "cycles", ""]:
+        """What was counted; empty where nothing was."""
+        if self.instructions is not None:
+            return "instructions"
+        return "cycles" if self.cycles is not None else ""
+
+    @property
+    def cost(self) -> int | None:
+        """Instructions or cycles of one inference, whichever was counted."""
+        return self.cycles if self.instructions is None else self.instructions
 
 
 @dataclass(frozen=True)
@@ -195,6 +212,119 @@ class HostRun:
     agreement: float
     median_us: float
     p90_us: float
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The state of a board's processor at one moment; None for what it does not say.
+
+    Attributes:
+        governor: The frequency governor, such as ``ondemand``.
+        frequency_mhz: The clock of the first core.
+        temperature_c: The processor's temperature in degrees Celsius.
+        throttled: What has slowed it down, now or since it was switched on; empty for nothing.
+    """
+
+    governor: str | None
+    frequency_mhz: int | None
+    temperature_c: float | None
+    throttled: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one inference takes in a runtime on a board: the call alone, no copies around it.
+
+    Attributes:
+        median: In microseconds, as are the others.
+        p90: What nine of ten do not exceed.
+        p99: What ninety-nine of a hundred do not exceed.
+        warmup: Inferences before the first one that counts.
+        runs: Inferences that count.
+        threads: How many threads the runtime might use.
+        emulated: Whether an emulator stood for the board. Then it says nothing about one.
+    """
+
+    median: float
+    p90: float
+    p99: float
+    warmup: int
+    runs: int
+    threads: int
+    emulated: bool
+
+
+@dataclass(frozen=True)
+class RuntimeRun:
+    """One model in one runtime on a board that runs Linux, in a process of its own.
+
+    Attributes:
+        name: The runtime, with the kernels it takes.
+        version: Its version, or None where it is not there.
+        model: What the model computes in: ``float`` or ``int8``.
+        format: ``C``, ``TFLite`` or ``ONNX``.
+        samples: Number of inferences whose outputs are known; 0 where it failed.
+        accuracy: Top-1 accuracy as a fraction, or None without labels.
+        agreement: The fraction of inputs for which it chose the class of the generated C on the
+            board.
+        reference: What on the host its bytes were held against, or None for real numbers.
+        bytes: Number of output bytes compared.
+        equal_bytes: How many of them are the same.
+        latency_us: With one thread, or None.
+        latency_us_by_threads: With one thread and with more.
+        peak_memory_bytes: The most memory that its process had up to the end of the last
+            sample, with one thread.
+        model_bytes: The model's file, or the generated C's tables and code in the program.
+        size_bytes: What has to lie on the disk: the model, and the runtime with what it needs
+            (but Python); or the whole program.
+        conditions: The processor's state right after, or None.
+        error: Why there is nothing, or None.
+    """
+
+    name: str
+    version: str | None
+    model: str
+    format: str
+    samples: int
+    accuracy: float | None
+    agreement: float | None
+    reference: str | None
+    bytes: int
+    equal_bytes: int
+    latency_us: Latency | None
+    latency_us_by_threads: tuple[Latency, ...]
+    peak_memory_bytes: int | None
+    model_bytes: int | None
+    size_bytes: int | None
+    conditions: Conditions | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class System:
+    """The Linux on a board.
+
+    Attributes:
+        model: What the board calls itself.
+        os: The operating system.
+        kernel: The kernel's release.
+        architecture: That of programs.
+        cores: How many processors there are.
+        memory_bytes: Main memory.
+        python: Version of its Python, or None where there is none.
+        before: The processor's state before the measurements.
+        after: The same after them.
+    """
+
+    model: str
+    os: str
+    kernel: str
+    architecture: str
+    cores: int
+    memory_bytes: int
+    python: str | None
+    before: Conditions
+    after: Conditions
 
 
 @dataclass(frozen=True)
@@ -325,6 +455,8 @@ class Results(BenchResult):
         seeds: What each seed is for, and its value.
         model_sha256: The hash of the .tflite.
         created: When the board ran, in UTC, as ISO 8601.
+        runtimes: Every runtime on a board that runs Linux, the generated C first; empty for others.
+        system: The Linux there, or None.
     """
 
     instructions_min: int | None
@@ -345,6 +477,8 @@ class Results(BenchResult):
     seeds: Mapping[str, int]
     model_sha256: str
     created: str
+    runtimes: tuple[RuntimeRun, ...] = ()
+    system: System | None = None
 
     @property
     def all_equal(self) -> bool:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,9 @@ from edgekiln.export.compiler import c_name_of, compile_model, write_bundle
 from edgekiln.export.ir import DType, Graph
 from edgekiln.export.ops.base import Tolerance, accumulated_tolerance
 from edgekiln.files import read_input_file
+
+if TYPE_CHECKING:
+    from edgekiln.bench.linux import LinuxBoard
 
 HOST = "host"
 
@@ -141,6 +144,7 @@ def verify_model(
     seed: int = 0,
     target: str = HOST,
     optimize: str = "balanced",
+    linux: LinuxBoard | None = None,
 ) -> Verification:
     """Compares the generated C with the oracle.
 
@@ -151,19 +155,21 @@ def verify_model(
         seed: Of the random inputs.
         target: "host", or a board's slug to run on that board.
         optimize: As for the compiler.
+        linux: The board, where it is one that runs Linux.
 
     Raises:
         EdgekilnError: The model cannot be compiled or run.
     """
-    return _Verifier(path, target, optimize).verify(samples, seed, inputs)
+    return _Verifier(path, target, optimize, linux).verify(samples, seed, inputs)
 
 
 class _Verifier:
-    def __init__(self, path: Path, target: str, optimize: str) -> None:
+    def __init__(self, path: Path, target: str, optimize: str, linux: LinuxBoard | None) -> None:
         self.path = path
         self.model = read_input_file(path)
         self.target = target
         self.optimize = optimize
+        self.linux = linux
 
     def verify(self, samples: int, seed: int, inputs: Tensors | None) -> Verification:
         with tempfile.TemporaryDirectory(prefix="edgekiln-verify-") as temporary:
@@ -193,6 +199,8 @@ class _Verifier:
 
     def compile(self, model: bytes, bundle: Path) -> Graph:
         target = HOST if self.target == HOST else _board_target(self.target)
+        if self.linux is not None:
+            target = self.linux.core.target
         compiled = compile_model(
             model,
             name=c_name_of(self.path),
@@ -206,6 +214,10 @@ class _Verifier:
     def run(self, bundle: Path, inputs: Tensors, work: Path) -> Tensors:
         if self.target == HOST:
             return CompiledRunner(bundle).run(inputs)
+        if self.linux is not None:
+            from edgekiln.bench.linux import LEAST_EFFORT
+
+            return self.linux.run(bundle, inputs, effort=LEAST_EFFORT)[1].outputs
         from edgekiln.bench.device import run_on_board
         from edgekiln.firmware.boards import load_board
         from edgekiln.firmware.image import build_image

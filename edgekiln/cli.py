@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import shutil
+import json
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -13,14 +16,17 @@ import click
 
 from edgekiln import __version__
 from edgekiln.errors import BadInputError, CheckFailedError
+from edgekiln.firmware.flash.destination import Destination
 from edgekiln.quantize.options import CALIBRATIONS, Format, Method, QuantizeOptions
 from edgekiln.terminal import print_columns, print_facts, print_json, run, stdout_for_results
 
 if TYPE_CHECKING:
+    from edgekiln.bench.linux import LinuxBoard
     from edgekiln.bench.results import BenchResult
     from edgekiln.bench.verify import Verification
     from edgekiln.export.inspect import Inspection
     from edgekiln.firmware.boards import Board
+    from edgekiln.firmware.linux.releases import ReleaseInfo
     from edgekiln.pipeline import Given
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -134,6 +140,86 @@ OWN_MODEL_OPTIONS: dict[str, Callable[[F], F]] = {
         "--learning-rate", type=float, metavar="RATE", help="Of each training.  [default: 0.0001]"
     ),
 }
+
+
+def takes_destination(command: F) -> F:
+    """Adds the options that say which real board is meant; the command gets ``where``."""
+
+    @functools.wraps(command)
+    def call(*arguments: Any, **values: Any) -> Any:
+        chosen = {name: values.pop(name) for name in DESTINATION_OPTIONS}
+        return command(*arguments, where=Destination(**chosen), **values)
+
+    for option in reversed(DESTINATION_OPTIONS.values()):
+        call = option(call)
+    return cast("F", call)
+
+
+#: The options of `takes_destination`, by the name of their value.
+DESTINATION_OPTIONS: dict[str, Callable[[F], F]] = {
+    "port": click.option(
+        "--port", metavar="PORT", help="Serial port of a real board; `auto` finds it by USB."
+    ),
+    "runner": click.option(
+        "--runner", metavar="NAME", help="How to write the image; `edgekiln boards` lists them."
+    ),
+    "to": click.option(
+        "--to", metavar="PLACE", help="The drive for uf2, or host:port of the server for gdb."
+    ),
+}
+
+
+def takes_linux_options(command: F) -> F:
+    """Adds the options for boards that run Linux; the command gets them as ``linux``."""
+
+    @functools.wraps(command)
+    def call(*arguments: Any, **values: Any) -> Any:
+        chosen = {name: values.pop(name) for name in LINUX_OPTIONS}
+        return command(*arguments, linux=chosen, **values)
+
+    for option in reversed(LINUX_OPTIONS.values()):
+        call = option(call)
+    return cast("F", call)
+
+
+_NO_LINUX_OPTIONS: Mapping[str, Any] = {
+    "hosts": (),
+    "as_list": False,
+    "rollback": False,
+    "service": None,
+    "runtimes": True,
+}
+#: The options of `takes_linux_options`, by the name of their value.
+LINUX_OPTIONS: dict[str, Callable[[F], F]] = {
+    "hosts": click.option(
+        "--host",
+        "hosts",
+        multiple=True,
+        metavar="USER@HOST",
+        help="Where a board that runs Linux is; several may be given. `virtual` is a virtual one, "
+        "`virtual:raspi3b` an emulated Pi 3, `virtual:armhf` a 32-bit one.",
+    ),
+    "as_list": click.option(
+        "--list", "as_list", is_flag=True, help="List the releases on the hosts instead."
+    ),
+    "rollback": click.option(
+        "--rollback", is_flag=True, help="Go back to the release before instead."
+    ),
+    "service": click.option(
+        "--service/--no-service",
+        default=None,
+        help="Serve the model on the hosts by systemd, or end that.  [default: as it is]",
+    ),
+    "runtimes": click.option(
+        "--runtimes/--no-runtimes",
+        default=True,
+        show_default=True,
+        help="Install and measure LiteRT and ONNX Runtime on the hosts too.",
+    ),
+}
+one_host_option = click.option(
+    "--host", metavar="USER@HOST", help="Where a board that runs Linux is, or `virtual`."
+)
 model_argument = click.argument("model", default=_DEFAULT_MODEL)
 file_argument = click.argument("model", type=_FILE)
 
@@ -353,6 +439,7 @@ def _print_inspection(found: Inspection) -> None:
 @click.option("--random", "samples", type=int, default=20, show_default=True, help="How many.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
 @click.option("--target", default="host", show_default=True, help="`host`, or a board to run on.")
+@one_host_option
 @optimize_option
 @json_option
 def verify(
@@ -361,6 +448,7 @@ def verify(
     samples: int,
     seed: int,
     target: str,
+    host: str | None,
     optimize: str,
     as_json: bool,
 ) -> None:
@@ -374,7 +462,7 @@ def verify(
     from edgekiln.bench.verify import read_inputs, verify_model
     from edgekiln.files import read_input_file
 
-    with stdout_for_results():
+    with stdout_for_results(), _linux_board_of(target, host) as linux:
         found = verify_model(
             model,
             inputs=read_inputs(inputs, read_input_file(model)) if inputs else None,
@@ -382,6 +470,7 @@ def verify(
             seed=seed,
             target=target,
             optimize=optimize,
+            linux=linux,
         )
     if as_json:
         print_json(found.to_json())
@@ -395,6 +484,29 @@ def verify(
         print_facts(*describe(found.first_mismatch))
     if found.first_mismatch is not None:
         raise _mismatch_error(model, found)
+
+
+@contextlib.contextmanager
+def _linux_board_of(target: str, host: str | None) -> Iterator[LinuxBoard | None]:
+    """Yields the board, where it is one that runs Linux."""
+    from edgekiln.firmware.boards import load_board
+    from edgekiln.linux_deploy import open_board
+
+    board = None if target == "host" else load_board(target)
+    if board is None or board.linux is None:
+        _refuse_host(target, host)
+        yield None
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="edgekiln-verify-") as disks,
+        open_board(board, [host] if host else [], Path(disks)) as there,
+    ):
+        yield there
+
+
+def _refuse_host(board: str, host: str | None) -> None:
+    if host is not None:
+        raise BadInputError("--host is for boards that run Linux", where=board)
 
 
 def _mismatch_error(model: Path, found: Verification) -> CheckFailedError:
@@ -414,26 +526,55 @@ def _mismatch_error(model: Path, found: Verification) -> CheckFailedError:
 @model_argument
 @board_option
 @optimize_option
+@takes_destination
+@click.option("--dry-run", is_flag=True, help="Print the exact commands, write nothing.")
 @takes_own_model
 @build_option
-def flash(model: str, board: str, optimize: str, given: Given, build_dir: Path) -> None:
-    """Build MODEL's image for a board and write it there."""
+def flash(
+    model: str,
+    board: str,
+    optimize: str,
+    where: Destination,
+    dry_run: bool,
+    given: Given,
+    build_dir: Path,
+) -> None:
+    """Build MODEL's image for a board and write it there.
+
+    The first of the board's runners that is installed writes it, and verifies what it wrote. A
+    board that answers at a port is asked for one inference. Boards that are emulated are handed
+    the image when they start, unless a port or a runner says that a real one is meant.
+    """
     from edgekiln import pipeline
 
     with stdout_for_results():
-        image = pipeline.flash(model, board, build_dir, optimize, given)
-    click.echo(image.elf)
+        if dry_run:
+            lines = pipeline.flash_commands(model, board, build_dir, optimize, given, where)
+        else:
+            image = pipeline.flash(model, board, build_dir, optimize, given, where)
+            lines = [str(image.elf)]
+    for line in lines:
+        click.echo(line)
 
 
 @cli.command()
 @model_argument
 @board_option
 @optimize_option
+@takes_destination
+@takes_linux_options
 @takes_own_model
 @build_option
 @json_option
 def deploy(
-    model: str, board: str, optimize: str, given: Given, build_dir: Path, as_json: bool
+    model: str,
+    board: str,
+    optimize: str,
+    where: Destination,
+    linux: dict[str, Any],
+    given: Given,
+    build_dir: Path,
+    as_json: bool,
 ) -> None:
     """Take MODEL the whole way to a board, and report.
 
@@ -441,36 +582,145 @@ def deploy(
     since the last time is not done again. A Keras model from outside begins with its
     quantization, for which --data is needed (see `edgekiln quantize --help`). Exits with 1 when
     an output byte of the board differs from the host's.
+
+    A board that has an emulator is that emulator, unless --port, --runner or --to says that a
+    real one is meant: that is flashed first.
+
+    A board that runs Linux is reached over SSH: --host says where, else RPI_HOST for the board
+    rpi. There the model becomes a release, which replaces the one before after its self-test.
     """
     from edgekiln import pipeline
+    from edgekiln.firmware.boards import load_board
+
+    chosen = load_board(board)
+    _check_deploy_options(chosen, where, linux)
+    if chosen.linux is not None:
+        _deploy_to_linux(model, chosen, build_dir, optimize, given, linux, as_json)
+        return
+    with stdout_for_results():
+        results = pipeline.deploy(model, board, build_dir, optimize, given, where)
+    _print_results([results], as_json)
+
+
+def _check_deploy_options(board: Board, where: Destination, linux: Mapping[str, Any]) -> None:
+    """Refuses options that go with other boards than the one that is meant."""
+    if linux["as_list"] and linux["rollback"]:
+        raise BadInputError("--list and --rollback are two different things")
+    if board.linux is None and linux != _NO_LINUX_OPTIONS:
+        raise BadInputError(
+            "--host, --list, --rollback, --service and --no-runtimes are for boards that run Linux",
+            where=board.slug,
+        )
+    if board.linux is not None:
+        _refuse_destination(board, where)
+
+
+def _refuse_destination(board: Board, where: Destination) -> None:
+    if where != Destination():
+        raise BadInputError(
+            "--port, --runner and --to are for boards that are flashed",
+            where=board.slug,
+            hint="--host says where a board with Linux is",
+        )
+
+
+def _deploy_to_linux(
+    model: str,
+    board: Board,
+    build_dir: Path,
+    optimize: str,
+    given: Given,
+    linux: Mapping[str, Any],
+    as_json: bool,
+) -> None:
+    """Deploys to hosts, lists their releases, or goes back to the one before."""
+    from edgekiln import linux_deploy
+
+    as_list, rollback = linux["as_list"], linux["rollback"]
+    options = linux_deploy.LinuxOptions(linux["hosts"], linux["runtimes"], linux["service"])
 
     with stdout_for_results():
-        results = pipeline.deploy(model, board, build_dir, optimize, given)
-    if as_json:
-        click.echo(results.read_text(encoding="utf-8"), nl=False)
+        if as_list:
+            listed = linux_deploy.list_on_hosts(model, board, build_dir, options)
+        elif rollback:
+            done = linux_deploy.roll_back_hosts(model, board, build_dir, options)
+        else:
+            results = linux_deploy.deploy_to_hosts(
+                model, board, build_dir, optimize, given, options
+            )
+    if as_list and as_json:
+        print_json({host: [asdict(info) for info in infos] for host, infos in listed.items()})
+    elif as_list:
+        rows = [
+            (host, info.id, _state_of(info), info.bytes)
+            for host, infos in listed.items()
+            for info in infos
+        ]
+        print_columns(("host", "release", "state", "bytes"), rows)
+    elif rollback and as_json:
+        print_json({host: asdict(each) for host, each in done.items()})
+    elif rollback:
+        print_columns(
+            ("host", "release", "was"),
+            [(host, each.id, each.previous) for host, each in done.items()],
+        )
     else:
-        click.echo(results)
+        _print_results(results, as_json)
+
+
+def _state_of(info: ReleaseInfo) -> str:
+    state = "current" if info.is_current else "kept"
+    return state if info.is_whole else f"{state}, damaged"
+
+
+def _print_results(paths: Sequence[Path], as_json: bool) -> None:
+    """Prints where results.json lies, or what is in it: of several boards a list."""
+    if not as_json:
+        for path in paths:
+            click.echo(path)
+    elif len(paths) == 1:
+        click.echo(paths[0].read_text(encoding="utf-8"), nl=False)
+    else:
+        print_json([json.loads(path.read_text(encoding="utf-8")) for path in paths])
 
 
 @cli.command()
 @model_argument
 @board_option
 @optimize_option
+@takes_destination
+@one_host_option
 @takes_own_model
 @build_option
 @json_option
 def bench(
-    model: str, board: str, optimize: str, given: Given, build_dir: Path, as_json: bool
+    model: str,
+    board: str,
+    optimize: str,
+    where: Destination,
+    host: str | None,
+    given: Given,
+    build_dir: Path,
+    as_json: bool,
 ) -> None:
     """Measure MODEL on a board: instructions, flash, RAM.
 
-    MODEL is a .tflite file, a recipe, or a Keras model with --data.
+    MODEL is a .tflite file, a recipe, or a Keras model with --data. A real board is meant as for
+    `edgekiln deploy`. On a board that runs Linux nothing is deployed.
     """
-    from edgekiln import pipeline
+    from edgekiln import linux_deploy, pipeline
     from edgekiln.bench.results import to_json
+    from edgekiln.firmware.boards import load_board
 
+    chosen = load_board(board)
     with stdout_for_results():
-        found = pipeline.bench_model(model, board, build_dir, optimize, given)
+        if chosen.linux is not None:
+            _refuse_destination(chosen, where)
+            hosts = [host] if host else []
+            found = linux_deploy.bench_on_host(model, chosen, build_dir, optimize, given, hosts)
+        else:
+            _refuse_host(board, host)
+            found = pipeline.bench_model(model, board, build_dir, optimize, given, where)
     if as_json:
         print_json(to_json(found))
     else:
@@ -481,9 +731,9 @@ def _print_bench(found: BenchResult) -> None:
     from edgekiln.export.inspect import short_tensor_name
 
     print_columns(
-        ("node", "op", "name", "MACs", "instructions"),
+        ("node", "op", "name", "MACs", found.counted or "instructions"),
         [
-            (each.index, each.op, short_tensor_name(each.name), each.macs, each.instructions)
+            (each.index, each.op, short_tensor_name(each.name), each.macs, each.cost)
             for each in found.per_node
         ],
     )
@@ -494,6 +744,7 @@ def _print_bench(found: BenchResult) -> None:
         ("MACs", found.macs),
         ("instructions", found.instructions),
         ("cycles", found.cycles),
+        *([("cycles are", found.cycles_model)] if found.cycles_model else []),
         ("latency", None if found.latency_us is None else f"{found.latency_us:,.0f} us"),
         (
             "flash",
@@ -502,8 +753,8 @@ def _print_bench(found: BenchResult) -> None:
         ),
         (
             "RAM",
-            f"{found.ram_bytes:,} bytes: arena {found.arena_bytes:,}, "
-            f"peak stack {found.stack_bytes:,}",
+            f"{found.ram_bytes:,} bytes: arena {found.arena_bytes:,}"
+            + ("" if found.stack_bytes is None else f", peak stack {found.stack_bytes:,}"),
         ),
         ("toolchain", found.toolchain),
         ("flags", found.flags),
@@ -534,8 +785,7 @@ def models(as_json: bool) -> None:
         known[recipe.name] = {**described, "variant_of": None}
         for variant in variants_of(recipe.name):
             described["description"] = variant.description
-            name = f"{recipe.name}_{variant.name}"
-            known[name] = {**described, "variant_of": recipe.name}
+            known[variant.model_name(recipe.name)] = {**described, "variant_of": recipe.name}
     if as_json:
         print_json(known)
     else:
@@ -549,14 +799,13 @@ def models(as_json: bool) -> None:
 @click.option(
     "--device-samples",
     type=click.IntRange(1),
-    default=2000,
-    show_default=True,
-    help="Most held-out samples to run on the board, for each model.",
+    help="Most held-out samples to run on the board, for each model.  [default: 2000, and more"
+    " where 10^10 multiply-accumulate steps allow]",
 )
 @build_option
 @json_option
 def zoo(
-    recipes: tuple[str, ...], anew: bool, device_samples: int, build_dir: Path, as_json: bool
+    recipes: tuple[str, ...], anew: bool, device_samples: int | None, build_dir: Path, as_json: bool
 ) -> None:
     """Measure the project's own models and their compressed variants on a board.
 
@@ -576,10 +825,39 @@ def zoo(
 
 
 @cli.command()
+@click.option(
+    "--try",
+    "models",
+    multiple=True,
+    metavar="MODEL",
+    help="Take MODEL to every microcontroller's emulator instead; where it does not fit, take "
+    "the next MODEL given.",
+)
+@click.option("--board", "slugs", multiple=True, metavar="BOARD", help="Try it on these alone.")
+@optimize_option
+@build_option
 @json_option
-def boards(as_json: bool) -> None:
-    """List the boards, and whether their tools are installed."""
+def boards(
+    models: tuple[str, ...], slugs: tuple[str, ...], optimize: str, build_dir: Path, as_json: bool
+) -> None:
+    """List the boards, and whether their tools are installed.
+
+    With --try every board whose tools are installed gets an image. Where there is an emulator it
+    is run, and all output bytes are compared with those of the generated C on this machine. Exits
+    with 1 when a byte differs.
+    """
+    if models:
+        _try_boards(models, slugs, optimize, build_dir, as_json)
+    elif slugs:
+        raise click.UsageError("--board goes with --try")
+    else:
+        _list_boards(as_json)
+
+
+def _list_boards(as_json: bool) -> None:
     from edgekiln.firmware.boards import board_slugs, load_board
+    from edgekiln.firmware.flash.registry import installed_runners
+    from edgekiln.firmware.installed import missing_tools, packages_of, tools_of
 
     known = [load_board(slug) for slug in board_slugs()]
     if as_json:
@@ -589,17 +867,24 @@ def boards(as_json: bool) -> None:
                     "display_name": board.display_name,
                     "core": board.core,
                     "target": board.target,
+                    "clock_hz": board.clock_hz,
                     "flash_bytes": board.flash_bytes,
                     "ram_bytes": board.ram_bytes,
                     "emulator": board.emulator.program if board.emulator else None,
-                    "missing": _missing_tools(board),
+                    "runners": dict(installed_runners(board)),
+                    "installed": {tool.program: tool.is_installed for tool in tools_of(board)},
+                    "missing": [tool.program for tool in missing_tools(board)],
+                    "packages": list(packages_of(tools_of(board))),
                 }
                 for board in known
             }
         )
     else:
         print_columns(
-            ("board", "name", "target", "flash", "RAM", "missing"),
+            (
+                *("board", "name", "target", "flash", "RAM"),
+                *("compiler", "emulator", "flashed by", "to install"),
+            ),
             [
                 (
                     board.slug,
@@ -607,20 +892,61 @@ def boards(as_json: bool) -> None:
                     board.target,
                     _kibibytes(board.flash_bytes),
                     _kibibytes(board.ram_bytes),
-                    " ".join(_missing_tools(board)) or None,
+                    *(_is_there(board, purpose) for purpose in ("compiler", "emulator")),
+                    ", ".join(
+                        f"{name} (missing)" if why_not else name
+                        for name, why_not in installed_runners(board)
+                    )
+                    or None,
+                    " ".join(packages_of(missing_tools(board))) or None,
                 )
                 for board in known
             ],
         )
 
 
-def _missing_tools(board: Board) -> list[str]:
-    """Returns the programs that a board needs and this machine lacks."""
-    prefix = board.toolchain.prefix
-    programs = [f"{prefix}gcc" if prefix else "cc"]
-    if board.emulator:
-        programs.append(board.emulator.program)
-    return [program for program in programs if shutil.which(program) is None]
+def _is_there(board: Board, purpose: str) -> str | None:
+    from edgekiln.firmware.installed import tools_of
+
+    for tool in tools_of(board):
+        if tool.purpose == purpose:
+            return "yes" if tool.is_installed else "missing"
+    return None
+
+
+def _try_boards(
+    models: tuple[str, ...], slugs: tuple[str, ...], optimize: str, build_dir: Path, as_json: bool
+) -> None:
+    from edgekiln import trials
+
+    with stdout_for_results():
+        found = trials.try_everywhere(models, build_dir, optimize, slugs)
+    if as_json:
+        print_json({trial.board: asdict(trial) for trial in found})
+    else:
+        print_columns(
+            (
+                *("board", "core", "model", "flash", "RAM", "of it stack"),
+                *("instructions", "cycles", "bytes equal"),
+            ),
+            [
+                (
+                    trial.board,
+                    trial.core,
+                    trial.model,
+                    trial.flash_bytes,
+                    trial.ram_bytes,
+                    trial.stack_bytes,
+                    trial.instructions,
+                    trial.cycles,
+                    f"all {trial.bytes_equal:,} of {trial.samples:,} samples"
+                    if trial.bytes_equal
+                    else trial.outcome,
+                )
+                for trial in found
+            ],
+        )
+    trials.check(found)
 
 
 def _kibibytes(size_bytes: int | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.prompt import Prompt
 from rich.table import Table
 
 T = TypeVar("T")
@@ -70,7 +72,10 @@ def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     """Returns a table; the first column is left-aligned, the others to the right."""
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
+        first = number == 0  # whose names are not cut short
+        table.add_column(
+            column, justify="left" if first else "right", overflow="fold" if first else "ellipsis"
+        )
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     return table
@@ -79,3 +84,17 @@ def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
 def show(table: Table) -> None:
     """Prints a table to stderr."""
     stderr.print(table)
+
+
+def choose(question: str, answers: Sequence[str]) -> int | None:
+    """Asks a person which of several answers is right.
+
+    Returns:
+        The answer's number, from 0, or None where nobody is there: stdin or stderr is no terminal.
+    """
+    if not (sys.stdin is not None and sys.stdin.isatty() and stderr.is_terminal):
+        return None
+    for number, answer in enumerate(answers, 1):
+        say(f"  {number}  {answer}")
+    choices = [str(number) for number in range(1, len(answers) + 1)]
+    return int(Prompt.ask(question, console=stderr, choices=choices)) - 1

@@ -28,11 +28,13 @@ class Finding:
     Attributes:
         name: A package or a program.
         kind: ``python``, ``package`` or ``program``.
-        group: What it is for: ``core``, an extra's name, or ``tools``.
+        group: What it is for: ``core``, an extra's name, ``tools``, or ``flash``, of which
+            nobody needs all.
         version: What is installed; empty when nothing is.
         wanted: The versions that will do; empty for any.
         state: ``ok``, ``missing``, ``wrong version``, ``without its library`` (a compiler), or
-            ``not on this platform``, which counts as fine: nothing can be done about it.
+            ``not on this platform``, which counts as fine: nothing can be done about it. So
+            does ``not installed``, which is said of what only some boards need.
         fix: The command that gets it; empty when nothing is to be done.
     """
 
@@ -47,7 +49,7 @@ class Finding:
     @property
     def fine(self) -> bool:
         """Whether nothing is to be done."""
-        return self.state in ("ok", "not on this platform")
+        return self.state in ("ok", "not on this platform", "not installed")
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,26 @@ PROGRAMS = (
     Program("qemu-system-arm", ("qemu-system-arm",)),
 )
 
+#: What writes to boards: the programs of edgekiln.firmware.flash. A board needs one of them.
+FLASH_PROGRAMS = (
+    Program("stm32flash", ("stm32flash",)),
+    Program("openocd", ("openocd",)),
+    Program("st-flash", ("stlink-tools",)),
+    Program("dfu-util", ("dfu-util",)),
+    Program("avrdude", ("avrdude",)),
+    Program("gdb-multiarch", ("gdb-multiarch",)),
+    Program("pyocd", ()),
+)
+
 
 def examine() -> list[Finding]:
     """Looks at this machine; runs each program's ``--version`` and imports nothing."""
-    return [_examine_python(), *_examine_packages(), *map(_examine_program, PROGRAMS)]
+    return [
+        _examine_python(),
+        *_examine_packages(),
+        *map(_examine_program, PROGRAMS),
+        *map(_examine_flash_program, FLASH_PROGRAMS),
+    ]
 
 
 def to_json(findings: list[Finding]) -> dict[str, object]:
@@ -199,6 +217,33 @@ def _examine_program(program: Program) -> Finding:
         state=state,
         fix="" if state == "ok" else _install_command(program.packages),
     )
+
+
+def _examine_flash_program(program: Program) -> Finding:
+    beside_python = str(Path(sys.executable).parent)
+    path = shutil.which(program.command) or shutil.which(program.command, path=beside_python)
+    fix = _install_command(program.packages)
+    if not program.packages:
+        fix = f"{sys.executable} -m pip install 'edgekiln[probe]'"
+    return Finding(
+        name=program.command,
+        kind="program",
+        group="flash",
+        version=_find_version(path) if path else "",
+        wanted="",
+        state="ok" if path else "not installed",
+        fix="" if path else fix,
+    )
+
+
+def _find_version(path: str) -> str:
+    """Returns the first version number that a program prints, wherever and however it ends."""
+    try:
+        result = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    match = re.search(r"\d+\.\d+(\.\d+)?", result.stdout + result.stderr)
+    return match.group() if match else "unknown"
 
 
 def _program_version(path: str) -> str:

@@ -9,7 +9,7 @@
                   inputs/        inputs.npz: what the model is measured with
                   host/c/        the generated C for this machine
                   <board>/c/     the generated C for the board
-                  <board>/image/ image.elf, image.bin, image.hex
+                  <board>/image/ image.elf, image.bin, image.hex, for some image.uf2
                   <board>/run/   results.json, made by running the image
                   <board>/       results.json and report.html, for people
 
@@ -28,13 +28,13 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgekiln
-from edgekiln.console import make_table, say, show
-from edgekiln.errors import BadInputError, CheckFailedError, ToolMissingError
+from edgekiln.console import choose, make_table, say, show
+from edgekiln.errors import BadInputError, CheckFailedError, DoesNotFitError, ToolMissingError
 from edgekiln.files import (
     MANIFEST_NAME,
     Stage,
@@ -43,6 +43,7 @@ from edgekiln.files import (
     write_bytes,
     write_json,
 )
+from edgekiln.firmware.flash.destination import AUTO, EMULATOR, Destination
 from edgekiln.quantize.options import QuantizeOptions
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ PACKAGE = Path(edgekiln.__file__).parent
 RANDOM_SAMPLES = 20
 RANDOM_SEED = 0
 BENCH_SAMPLES = 3
+RELEASE_FILES = "release/files"
 
 _HOST = "host"
 _LEAST_SAMPLES = 1000
@@ -99,6 +101,10 @@ _WHAT_FILES_ARE = {
     "image.elf": "image with symbols",
     "image.bin": "image as flashed",
     "image.hex": "image, Intel HEX",
+    "edgekiln-model": "program with the generated C",
+    "edgekiln-run": "runner",
+    "model.json": "what the runner knows of the model",
+    "image.uf2": "image, UF2",
     ".c": "generated C",
     ".h": "generated C, header",
 }
@@ -123,12 +129,20 @@ class Given:
 
 
 _NOTHING = Given()
+_ANYWHERE = Destination()
 
 
 def deploy(
-    model: str, board: str, build: Path, optimize: str = "balanced", given: Given = _NOTHING
+    model: str,
+    board: str,
+    build: Path,
+    optimize: str = "balanced",
+    given: Given = _NOTHING,
+    where: Destination = _ANYWHERE,
 ) -> Path:
     """Takes a model to a board, runs it there, and proves that every output byte is right.
+
+    Where the board has an emulator and no destination is given, that is where it runs.
 
     Args:
         model: A recipe's name, a Keras model's file, a SavedModel directory or a .tflite file.
@@ -136,6 +150,7 @@ def deploy(
         build: The root of the build tree.
         optimize: What the compiler favours.
         given: Data and options for a Keras model.
+        where: The real board that is flashed and measured.
 
     Returns:
         The path of results.json; report.html lies beside it.
@@ -145,26 +160,27 @@ def deploy(
             TensorFlow Lite Micro. Results of an earlier deploy are removed.
         EdgekilnError: Something else is wrong or missing; the message says what.
     """
-    from edgekiln.bench.report import render_report
     from edgekiln.bench.results import read_results
     from edgekiln.firmware.boards import load_board
 
     chosen = load_board(board)
     work = find_model(model, build, optimize, given)
-    check_tools(work, chosen, run=True)
-    results_path, report_path = results_paths(work, board)
-    made = work.measure(chosen, stale=(results_path, report_path))
-    _write_if_changed(results_path, made.read_bytes())
-    results = read_results(results_path)
-    _write_if_changed(report_path, render_report(results).encode())
-    show_results(results)
-    say(f"results: {results_path}")
-    say(f"report:  {report_path}")
+    emulated = _is_emulated(chosen, where)
+    check_tools(work, chosen, run=True, emulated=emulated)
+    port = None if emulated else _flash_to_measure(work, chosen, where)
+    made = work.measure(chosen, stale=results_paths(work, board), port=port)
+    results_path = publish_results(work, board, made)
+    show_results(read_results(results_path))
     return results_path
 
 
 def bench_model(
-    model: str, board: str, build: Path, optimize: str = "balanced", given: Given = _NOTHING
+    model: str,
+    board: str,
+    build: Path,
+    optimize: str = "balanced",
+    given: Given = _NOTHING,
+    where: Destination = _ANYWHERE,
 ) -> BenchResult:
     """Measures a model on a board with a few inputs: instructions, flash, RAM.
 
@@ -180,37 +196,128 @@ def bench_model(
 
     chosen = load_board(board)
     work = find_model(model, build, optimize, given)
-    check_tools(work, chosen, run=True)
+    emulated = _is_emulated(chosen, where)
+    check_tools(work, chosen, run=True, emulated=emulated)
     image = work.image(chosen)
+    port = None if emulated else _flash_to_measure(work, chosen, where)
     few = read_inputs_file(work.inputs).head(BENCH_SAMPLES)
-    return measure_few(work.name, image, chosen, work.host_bundle, few)
+    return measure_few(work.name, image, chosen, work.host_bundle, few, port)
 
 
 def flash(
-    model: str, board: str, build: Path, optimize: str = "balanced", given: Given = _NOTHING
+    model: str,
+    board: str,
+    build: Path,
+    optimize: str = "balanced",
+    given: Given = _NOTHING,
+    where: Destination = _ANYWHERE,
 ) -> Image:
-    """Makes the image that `deploy` runs, and boots it once.
+    """Makes the image that `deploy` runs and writes it to the board.
 
-    An emulator keeps no image: it is handed the file each time it starts. What is proved here
-    is that the image boots there and answers one input as the generated C does on the host.
+    An emulator keeps no image: it is handed the file each time it starts. What is proved there,
+    and on a board whose serial port is known, is that the image boots and answers one input as
+    the generated C does on the host.
 
-    Args and errors as for `deploy`.
+    Args:
+        model: As for `deploy`.
+        board: As for `deploy`.
+        build: As for `deploy`.
+        optimize: As for `deploy`.
+        given: As for `deploy`.
+        where: The runner, the port and the place to write to.
 
     Returns:
         The image.
+
+    Raises:
+        EdgekilnError: As for `deploy`, or the board could not be written.
     """
-    from edgekiln.bench.inputs import read_inputs_file
-    from edgekiln.bench.measure import measure_few
-    from edgekiln.firmware.boards import load_board
+    from edgekiln.firmware.boards import load_board, refuse_linux
+    from edgekiln.firmware.flash import registry
 
     chosen = load_board(board)
+    refuse_linux(chosen)
     work = find_model(model, build, optimize, given)
-    check_tools(work, chosen, run=True)
+    name = registry.choose_runner(chosen, where)
+    emulated = name == EMULATOR
+    check_tools(work, chosen, run=False, emulated=emulated)
     image = work.image(chosen)
-    one = read_inputs_file(work.inputs).head(1)
-    measure_few(work.name, image, chosen, work.host_bundle, one)
-    say(f"{image.elf} boots on {board} and answers as it should")
+    if emulated:
+        _boot(work, chosen, image)
+        return image
+    job = registry.plan_flash(chosen, image, name, where, choose)
+    registry.write_image(registry.find_runner(chosen, name), job)
+    if job.port is not None:
+        _boot(work, chosen, image, job.port)
     return image
+
+
+def flash_commands(
+    model: str,
+    board: str,
+    build: Path,
+    optimize: str = "balanced",
+    given: Given = _NOTHING,
+    where: Destination = _ANYWHERE,
+) -> list[str]:
+    """Makes the image and returns the commands with which `flash` would write it.
+
+    Neither the runner's program nor the board has to be there: a port that is not found is
+    shown as ``<port>``. Args and errors as for `flash`.
+
+    Returns:
+        Lines for a shell; none where an emulator takes the image.
+    """
+    from edgekiln.firmware.boards import load_board, refuse_linux
+    from edgekiln.firmware.flash import registry
+
+    chosen = load_board(board)
+    refuse_linux(chosen)
+    work = find_model(model, build, optimize, given)
+    name = registry.choose_runner(chosen, where, dry_run=True)
+    check_tools(work, chosen, run=False, emulated=False)
+    image = work.image(chosen)
+    if name == EMULATOR:
+        say(f"nothing is written: {board} is handed {image.elf} when it starts")
+        return []
+    job = registry.plan_flash(chosen, image, name, where, choose, dry_run=True)
+    return registry.find_runner(chosen, name).commands(job)
+
+
+def _boot(work: Work, board: Board, image: Image, port: str | None = None) -> None:
+    """Runs one input on the emulator, or on the board at a port, and compares the outputs."""
+    from edgekiln.bench.compiled import find_host_compiler
+    from edgekiln.bench.inputs import read_inputs_file
+    from edgekiln.bench.measure import measure_few
+    from edgekiln.firmware.flash.ports import wait_for_port
+
+    find_host_compiler()
+    if port is not None:
+        wait_for_port(port)
+    one = read_inputs_file(work.inputs).head(1)
+    measure_few(work.name, image, board, work.host_bundle, one, port)
+    say(f"{image.elf} boots on {board.slug} and answers as it should")
+
+
+def _flash_to_measure(work: Work, board: Board, where: Destination) -> str:
+    """Writes the image to a real board; returns the serial port at which it answers then."""
+    from edgekiln.firmware.flash import registry
+    from edgekiln.firmware.flash.ports import find_port, wait_for_port
+
+    name = registry.choose_runner(board, where)
+    port = find_port(board, where.port or AUTO, choose).device
+    there = replace(where, port=port)
+    image = work.image(board)
+    runner = registry.find_runner(board, name)
+    registry.write_image(runner, registry.plan_flash(board, image, name, there, choose))
+    wait_for_port(port)
+    return port
+
+
+def _is_emulated(board: Board, where: Destination) -> bool:
+    """Whether the emulator, or this machine, is measured, and not a real board."""
+    has_stand_in = board.is_host or board.is_emulated
+    return has_stand_in and (where.is_nothing or where.runner == EMULATOR)
 
 
 def train(model: str, build: Path) -> Path:
@@ -353,13 +460,36 @@ def results_paths(work: Work, board: str) -> tuple[Path, Path]:
     return directory / "results.json", directory / "report.html"
 
 
-def check_tools(work: Work, board: Board, *, run: bool) -> None:
+def publish_results(work: Work, place: str, made: Path) -> Path:
+    """Writes a stage's results.json and its report where people look for them.
+
+    Args:
+        work: The model.
+        place: The directory they go to, below the model's: a board's.
+        made: The stage's results.json.
+
+    Returns:
+        The path of the results.json that was written.
+    """
+    from edgekiln.bench.report import render_report
+    from edgekiln.bench.results import read_results
+
+    results_path, report_path = results_paths(work, place)
+    _write_if_changed(results_path, made.read_bytes())
+    _write_if_changed(report_path, render_report(read_results(results_path)).encode())
+    say(f"results: {results_path}")
+    say(f"report:  {report_path}")
+    return results_path
+
+
+def check_tools(work: Work, board: Board, *, run: bool, emulated: bool = True) -> None:
     """Looks for the programs and packages that will be needed, before anything that takes long.
 
     Args:
         work: The model.
         board: The board.
         run: Whether the image will be run and reported on.
+        emulated: Whether the board's emulator will run it, where it has one.
 
     Raises:
         BadInputError: The model is to be of types that run on PCs alone.
@@ -370,23 +500,44 @@ def check_tools(work: Work, board: Board, *, run: bool) -> None:
     from edgekiln.firmware.toolchain import find_tool, install_hint
 
     refuse_linux(board)
+    _refuse_scheme(work)
+    extras = _RECIPE_EXTRAS if work.is_quantized_here else ()
+    check_packages("board", *(("report",) if run else ()), *extras)
+    find_tool(board.toolchain, "gcc")
+    if run:
+        find_host_compiler()
+    if emulated and board.emulator and shutil.which(board.emulator.program) is None:
+        raise ToolMissingError(
+            f"{board.emulator.program} is not installed",
+            where=board.slug,
+            hint=install_hint(board.emulator.packages),
+        )
+
+
+def _refuse_scheme(work: Work) -> None:
     if work.given is not None and not work.given.options.is_integer:
         raise BadInputError(
             f"--scheme {work.given.options.scheme} is for PCs: boards have no kernels for it",
             where=work.file or work.name,
             allowed="int8, int16x8, int4-weights",
         )
-    extras = _RECIPE_EXTRAS if work.is_quantized_here else ()
-    check_packages("board", *(("report",) if run else ()), *extras)
-    find_tool(board.toolchain, "gcc")
-    if run:
-        find_host_compiler()
-    if run and board.emulator and shutil.which(board.emulator.program) is None:
-        raise ToolMissingError(
-            f"{board.emulator.program} is not installed",
-            where=board.slug,
-            hint=install_hint(board.emulator.packages),
-        )
+
+
+def check_linux_tools(work: Work) -> None:
+    """Does the same for boards that run Linux, whose C compiler depends on what they are.
+
+    Raises:
+        BadInputError: As for `check_tools`.
+        ToolMissingError: As for `check_tools`.
+    """
+    from edgekiln.bench.compiled import find_host_compiler
+    from edgekiln.firmware.linux.ssh import find_program
+
+    _refuse_scheme(work)
+    check_packages("board", "report", *(_RECIPE_EXTRAS if work.is_quantized_here else ()))
+    find_host_compiler()
+    find_program("ssh", "openssh-client")
+    find_program("rsync", "rsync")
 
 
 def check_packages(*extras: str) -> None:
@@ -451,7 +602,7 @@ class Work:
             else:
                 train_recipe(recipe, directory)
 
-        return _run(
+        return run_stage(
             Stage(
                 name="train",
                 directory=self.directory / "train",
@@ -476,7 +627,7 @@ class Work:
 
             quantize_recipe(recipe, model, directory, self.variant)
 
-        return _run(
+        return run_stage(
             Stage(
                 name="quantize",
                 directory=self.directory / "quantize",
@@ -530,7 +681,7 @@ class Work:
     def _run_own_stage(self, name: str, given: Given, make: Callable[[Path], None]) -> Path:
         model, data = self._need_own_files(given)
         is_directory = model.is_dir()
-        return _run(
+        return run_stage(
             Stage(
                 name=name,
                 directory=self.directory / name,
@@ -580,7 +731,7 @@ class Work:
                 PACKAGE / "train" / "datasets.py",
             ),
         )
-        return _run(stage, make) / "inputs.npz"
+        return run_stage(stage, make) / "inputs.npz"
 
     @functools.cached_property
     def exported(self) -> Path:
@@ -596,7 +747,7 @@ class Work:
             options=options,
             code=[PACKAGE / "export" / name for name in _EXPORT_MODULES],
         )
-        return _run(stage, self._export)
+        return run_stage(stage, self._export)
 
     @property
     def tflite(self) -> Path:
@@ -606,7 +757,7 @@ class Work:
     @functools.cached_property
     def host_bundle(self) -> Path:
         """The generated C for this machine."""
-        return self._bundle(_HOST, _HOST)
+        return self.bundle(_HOST, _HOST)
 
     def image(self, board: Board) -> Image:
         """Returns the image for a board.
@@ -616,7 +767,7 @@ class Work:
         """
         from edgekiln.firmware import image, toolchain
 
-        bundle = self.host_bundle if board.is_host else self._bundle(board.slug, board.target)
+        bundle = self.host_bundle if board.is_host else self.bundle(board.slug, board.target)
 
         def make(directory: Path) -> None:
             image.build_image(bundle, board, directory)
@@ -628,14 +779,33 @@ class Work:
             options={"compiler": toolchain.compiler_version(board.toolchain)},
             code=(PACKAGE / "firmware",),
         )
-        return image.load_image(_run(stage, make))
+        try:
+            return image.load_image(run_stage(stage, make))
+        except DoesNotFitError as error:
+            raise self._explain(error, board) from None
 
-    def measure(self, board: Board, stale: Sequence[Path]) -> Path:
+    def _explain(self, error: DoesNotFitError, board: Board) -> DoesNotFitError:
+        """Adds what would fit to what does not."""
+        from edgekiln.fitting import explain
+
+        return explain(
+            error,
+            read_input_file(self.int8),
+            self.name,
+            board,
+            optimize=self.optimize,
+            dataset=self.recipe.dataset if self.recipe else None,
+            shrinks=self.given is not None and self.given.options.channels is None,
+        )
+
+    def measure(self, board: Board, stale: Sequence[Path], port: str | None = None) -> Path:
         """Runs the image on the board and compares all outputs.
 
         Args:
             board: The board.
             stale: Files to remove before anything is measured anew.
+            port: Serial port of a real board, which is measured each time: nobody knows what
+                is at the port now.
 
         Returns:
             The path of the stage's results.json.
@@ -648,7 +818,8 @@ class Work:
         def make(directory: Path) -> None:
             for path in stale:
                 path.unlink(missing_ok=True)
-            results = measure(self._subject(board, image, host_bundle))
+            subject = self.subject(board, image, host_bundle, board.slug)
+            results = measure(replace(subject, port=port))
             write_results(directory / "results.json", results)
 
         report = self.directory / board.slug / "c" / "compile_report.json"
@@ -656,12 +827,23 @@ class Work:
             name=f"run on {board.slug}",
             directory=self.directory / board.slug / "run",
             inputs=(image.elf, report, self.tflite, self.inputs),
-            options=_versions("edgekiln", *PACKAGES),
+            options={
+                **_versions("edgekiln", *PACKAGES),
+                **({"port": port, "measured_ns": time.time_ns()} if port else {}),
+            },
             code=(PACKAGE / "export", PACKAGE / "firmware", *_bench_code()),
         )
-        return _run(stage, make) / "results.json"
+        return run_stage(stage, make) / "results.json"
 
-    def _subject(self, board: Board, image: Image, host_bundle: Path) -> Subject:
+    def subject(self, board: Board, image: Image, host_bundle: Path, place: str) -> Subject:
+        """Returns what is measured.
+
+        Args:
+            board: The board.
+            image: What runs there.
+            host_bundle: The generated C for this machine.
+            place: The directory that the generated C for the board is in.
+        """
         from edgekiln.bench.compiled import read_compile_report
         from edgekiln.bench.inputs import read_inputs_file
         from edgekiln.bench.measure import Subject
@@ -671,13 +853,13 @@ class Work:
             name=self.name,
             tflite=read_input_file(self.tflite),
             onnx_int8=onnx if onnx.exists() else None,
-            compile_report=read_compile_report(self.directory / board.slug / "c"),
+            compile_report=read_compile_report(self.directory / place / "c"),
             host_bundle=host_bundle,
             image=image,
             board=board,
             inputs=read_inputs_file(self.inputs),
             background=self._background(),
-            artifacts=self._artifacts(board),
+            artifacts=self._artifacts(place),
         )
 
     def _background(self) -> Background:
@@ -734,12 +916,13 @@ class Work:
         count = len(load_dataset(self._need_recipe().dataset).y_test)
         return spread_evenly(count, max(_LEAST_SAMPLES, _MOST_MACS // max(macs, 1)))
 
-    def _artifacts(self, board: Board) -> tuple[Artifact, ...]:
+    def _artifacts(self, place: str) -> tuple[Artifact, ...]:
         """Lists what the stages made, in the order of the data's way; kernels are left out."""
         from edgekiln.bench.results import Artifact
 
         own = ("train",) * (self.recipe is not None) + ("quantize",) * self.is_quantized_here
-        folders = (*own, "export", f"{board.slug}/c", f"{board.slug}/image")
+        last = "image" if (self.directory / place / "image").is_dir() else RELEASE_FILES
+        folders = (*own, "export", f"{place}/c", f"{place}/{last}")
         return tuple(
             Artifact(
                 name=f"{folder}/{path.name}",
@@ -752,26 +935,35 @@ class Work:
             if _what_is(path.name) and not path.name.startswith("ek_")
         )
 
-    def _bundle(self, board: str, target: str) -> Path:
+    def bundle(self, place: str, target: str) -> Path:
+        """Returns the directory with the generated C for a target.
+
+        What other tools take, the export stage, is not made for that.
+
+        Args:
+            place: Whose it is: the directory that its own is made in.
+            target: The compiler's target.
+        """
+
         def make(directory: Path) -> None:
             from edgekiln.bench.inputs import read_inputs_file
             from edgekiln.export.compiler import compile_model, write_bundle
 
             compiled = compile_model(
-                read_input_file(self.tflite),
+                read_input_file(self.int8),
                 name=self.name,
                 target=target,
                 optimize=self.optimize,
                 golden_input=read_inputs_file(self.inputs).head(1).tensors,
-                where=str(self.file or self.tflite),
+                where=str(self.file or self.int8),
             )
             write_bundle(compiled, directory)
 
-        return _run(
+        return run_stage(
             Stage(
-                name=f"compile for {board}",
-                directory=self.directory / board / "c",
-                inputs=(self.tflite, self.inputs),
+                name=f"compile for {place}",
+                directory=self.directory / place / "c",
+                inputs=(self.int8, self.inputs),
                 options={"name": self.name, "target": target, "optimize": self.optimize},
                 code=(PACKAGE / "export",),
             ),
@@ -864,7 +1056,7 @@ class Work:
         makers: list[Callable[[], OnnxCheck]] = []
         floating, int8 = (directory / f"{self.name}_{kind}.onnx" for kind in ("float", "int8"))
         codes = read_inputs_file(self.inputs).tensors
-        images, source = self._float_inputs(), self._float_model
+        images, source = self.float_inputs(), self._float_model
         if source is not None and len(images) == 1:
             makers.append(lambda: export_onnx_float(source, images[0], floating))
         if len(codes) == 1 and self.int8.name == "int8.tflite":
@@ -883,7 +1075,7 @@ class Work:
             say(f"left out: {error}")
             return []
 
-    def _float_inputs(self) -> tuple[Any, ...]:
+    def float_inputs(self) -> tuple[Any, ...]:
         """Returns the held-out samples as the float model takes them, float32 [N, ...] each."""
         if self.recipe is not None:
             from edgekiln.train.datasets import load_dataset
@@ -916,7 +1108,7 @@ class Work:
 
 def show_results(results: Results) -> None:
     """Prints the outcome of a deploy as a table on stderr."""
-    from edgekiln.bench.report import grouped, percent
+    from edgekiln.bench.report import grouped, percent, tabulate_runtimes
 
     accuracy = results.accuracy
     shares = [
@@ -931,16 +1123,24 @@ def show_results(results: Results) -> None:
         if pair.tolerated_bytes:
             equal += ", the others within the tolerance"
         rows.append((f"bytes equal, {pair.left} and {pair.right}", equal))
-    rows.append(("flash", f"{grouped(results.flash_bytes)} bytes"))
-    rows.append(("flash, of it code", f"{grouped(results.flash_code_bytes)} bytes"))
+    flash = "program without the C library" if results.system else "flash"
+    rows.append((flash, f"{grouped(results.flash_bytes)} bytes"))
+    rows.append((f"{flash}, of it code", f"{grouped(results.flash_code_bytes)} bytes"))
     rows.append(("RAM", f"{grouped(results.ram_bytes)} bytes"))
     rows.append(("RAM, of it arena", f"{grouped(results.arena_bytes)} bytes"))
     if results.instructions is not None:
         rows.append(("instructions per inference", grouped(results.instructions)))
+    if results.cycles is not None:
+        rows.append(("clock cycles per inference", grouped(results.cycles)))
     if results.latency_us is not None:
         rows.append(("latency", f"{results.latency_us:,.0f} µs"))
     where = f"{results.board}, emulated" if results.emulated else results.board
     show(make_table(f"{results.model} on {where}", ("measured", "result"), rows))
+    if results.runtimes:
+        show(make_table("Runtimes there, one thread", *tabulate_runtimes(results)))
+    for run in results.runtimes:
+        if run.error is not None:
+            say(f"{run.name}, {run.model}, {run.format}: {run.error}")
 
 
 def _what_is(name: str) -> str:
@@ -970,7 +1170,7 @@ def _versions(*packages: str) -> dict[str, str]:
     return versions
 
 
-def _run(stage: Stage, make: Callable[[Path], None]) -> Path:
+def run_stage(stage: Stage, make: Callable[[Path], None]) -> Path:
     """Runs a stage unless it is current, says which, and returns its directory."""
     start_s = time.monotonic()
     if stage.run(make):

@@ -28,6 +28,8 @@ BOARD = "mps2-an386"
 RECIPES = ("mnist_mlp_100", "mnist_mlp_512", "lenet5", "mnist_cnn", "ds_cnn", "resnet8")
 
 
+_LEAST_SAMPLES = 2000
+_MOST_MACS = 10_000_000_000  # half a minute or a minute in the emulator
 _FAST = ("-O3", "-march=native")
 
 
@@ -81,7 +83,11 @@ class Member:
     @property
     def name(self) -> str:
         """Returns the model's name, a C identifier."""
-        return f"{self.recipe}_{self.variant}" if self.variant else self.recipe
+        from edgekiln.quantize.variants import load_variant
+
+        if self.variant is None:
+            return self.recipe
+        return load_variant(self.recipe, self.variant).model_name(self.recipe)
 
 
 def members(recipes: Sequence[str]) -> tuple[Member, ...]:
@@ -180,14 +186,15 @@ def _signed(history: dict[str, Any], recipe: str) -> dict[str, Any]:
 
 
 def measure_zoo(
-    recipes: Sequence[str], build: Path, device_samples: int, jobs: int = 0
+    recipes: Sequence[str], build: Path, device_samples: int | None = None, jobs: int = 0
 ) -> dict[str, Any]:
     """Takes the models, as they are kept, to the board and measures them.
 
     Args:
         recipes: Names; none means all.
         build: The root of the build tree; ``zoo.json`` is written there.
-        device_samples: Most held-out samples to run on the board, for each model.
+        device_samples: Most held-out samples to run on the board, for each model; by default
+            2,000, and more of a model that is done with them sooner than others.
         jobs: Models that are measured at the same time; 0 means one a processor.
 
     Returns:
@@ -221,7 +228,7 @@ def _add_variant(recipe: dict[str, Any], member: Member, entry: dict[str, Any]) 
 
 
 def _measure_all(
-    wanted: Sequence[Member], build: Path, device_samples: int, jobs: int
+    wanted: Sequence[Member], build: Path, device_samples: int | None, jobs: int
 ) -> Iterator[tuple[Member, Entry]]:
     """Measures in processes of their own, as TensorFlow leaves memory behind."""
     with (
@@ -243,7 +250,7 @@ def _measure_all(
             raise
 
 
-def measure_member(member: Member, build: Path, device_samples: int) -> Entry:
+def measure_member(member: Member, build: Path, device_samples: int | None) -> Entry:
     """Quantizes, compiles and runs one model of the zoo. Raises as `measure_zoo`."""
     from edgekiln.quantize.stage import quantize_recipe
     from edgekiln.quantize.variants import load_variant
@@ -258,7 +265,9 @@ def measure_member(member: Member, build: Path, device_samples: int) -> Entry:
         return _measure_int8(member, recipe, directory, device_samples)
 
 
-def _measure_int8(member: Member, recipe: Recipe, directory: Path, device_samples: int) -> Entry:
+def _measure_int8(
+    member: Member, recipe: Recipe, directory: Path, device_samples: int | None
+) -> Entry:
     from edgekiln.bench.compiled import CompiledRunner
     from edgekiln.bench.device import run_on_board
     from edgekiln.export.compiler import compile_model, write_bundle
@@ -281,7 +290,8 @@ def _measure_int8(member: Member, recipe: Recipe, directory: Path, device_sample
     (host,) = CompiledRunner(directory / "host", flags=_FAST).run((codes,))
     with np.load(directory / "predictions.npz", allow_pickle=False) as predictions:
         predicted = predictions["float"]
-    chosen = spread_evenly(len(codes), device_samples)
+    affordable = max(_LEAST_SAMPLES, _MOST_MACS // image.macs)
+    chosen = spread_evenly(len(codes), device_samples or affordable)
     device = run_on_board(image, board, codes[chosen], progress=False)
     wrong = int((device.outputs[0] != host[chosen]).sum())
     if wrong:
@@ -344,9 +354,11 @@ Fashion-MNIST for ds_cnn and resnet8; both have 10,000 held-out images.
 
 - float: the trained model in Keras; pruned: the compressed model in Keras, before it is
   int8, or with quantization in the loop. Both on all held-out images.
-- int8 host: the generated C on this machine, on all of them. int8 device: the image on the
-  board, on as many as the next column says, evenly spread; there every output byte has to be
-  the one that the generated C gave on this machine.
+- int8 host: the generated C on this machine, on all of them.
+- device samples: how many of them, evenly spread, ran on the board as well; float there and
+  int8 device: the accuracies of the trained model in Keras and of the image on the board on
+  these alone. Every output byte of the board has to be the one that the generated C gave on
+  this machine.
 - Instructions are counted exactly by QEMU; they are not cycles. Flash is the linked image, RAM
   is arena, variables and the measured peak of the stack, both in bytes. In brackets: the ratio
   to the recipe itself.
@@ -355,7 +367,8 @@ Fashion-MNIST for ds_cnn and resnet8; both have 10,000 held-out images.
 
 
 _HEADINGS = (
-    *("model", "float", "pruned", "int8 host", "int8 device", "device samples", "bytes equal"),
+    *("model", "float", "pruned", "int8 host"),
+    *("device samples", "float there", "int8 device", "bytes equal"),
     *("MACs", "instructions", "flash", "RAM", "int8.tflite"),
 )
 
@@ -367,8 +380,9 @@ def _row(name: str, entry: dict[str, Any], base: dict[str, Any]) -> tuple[str, .
         _percent(entry["accuracy_float"]),
         "–" if pruned is None else _percent(pruned),
         _percent(entry["accuracy_int8_host"]),
-        _percent(entry["accuracy_int8_device"]),
         f"{entry['device_samples']:,}",
+        _percent(entry["accuracy_float_device_samples"]),
+        _percent(entry["accuracy_int8_device"]),
         "yes" if entry["device_equals_host_bytes"] else "NO",
         *(
             _against(entry[key], base[key])

@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 
 from edgekiln.errors import UnsupportedOpError
-from edgekiln.export.ir import Graph
+from edgekiln.export.ir import DType, Graph
 from edgekiln.export.ops.base import Kernel, KernelCall, Op, Overlap, Scratch
 from edgekiln.export.targets import Target
 
@@ -75,6 +75,9 @@ def lower_graph(
         target: The processor to select kernels for.
         root: For each activation the tensor whose memory it shares.
         frugal: Positions of the operators whose kernels are to save memory rather than time.
+
+    Raises:
+        UnsupportedOpError: An operator has no kernel for the target, or is too much for it.
     """
     return tuple(
         _lower_op(op, graph, target, root, position in frugal)
@@ -89,11 +92,35 @@ def _lower_op(op: Op, graph: Graph, target: Target, root: Mapping[int, int], fru
             return Node(op, "", (), {})
         return Node(op, "copy_rows", (copy_call(graph, source, result),), {})
     kernel = select_kernel(op, graph, target, frugal)
+    calls = kernel.lower(op, graph)
+    _check_limits(op, graph, target, kernel, calls)
     overlap: dict[int, Overlap] = {}
     for position, found in kernel.overlap(op, graph).items():
         tensor = op.inputs[position]
         overlap[tensor] = _both(overlap.get(tensor, found), found)
-    return Node(op, kernel.name, kernel.lower(op, graph), overlap)
+    return Node(op, kernel.name, calls, overlap)
+
+
+def _check_limits(
+    op: Op, graph: Graph, target: Target, kernel: Kernel, calls: tuple[KernelCall, ...]
+) -> None:
+    """Refuses a node that the target's C compiler or arithmetic is not up to."""
+    tensors = [graph.tensor(t) for t in (*op.inputs, *op.outputs) if t >= 0]
+    if not target.has_float and any(tensor.dtype is DType.FLOAT32 for tensor in tensors):
+        op.unsupported(
+            graph,
+            f"{kernel.name} computes in float32, which {target.name} does without",
+            hint="quantize the model to int8 first (edgekiln quantize)",
+        )
+    sizes = [array.nbytes for call in calls for array in call.arrays.values()]
+    largest = max([*sizes, *(tensor.bytes for tensor in tensors)], default=0)
+    if target.max_object_bytes is not None and largest > target.max_object_bytes:
+        op.unsupported(
+            graph,
+            f"a table or tensor is larger than the C compiler for {target.name} takes",
+            f"{largest:,} bytes",
+            f"at most {target.max_object_bytes:,}",
+        )
 
 
 def _both(a: Overlap, b: Overlap) -> Overlap:

@@ -17,11 +17,15 @@ class Target:
         features: What a kernel may ask for: ``dsp`` (Arm's SIMD-in-32-bit instructions),
             ``unaligned`` (32-bit loads from any address), ``neon`` (Arm's 64-bit cores, and 32-bit
             ones that have it), ``dotprod`` (dot products, as in -march=armv8.2-a+dotprod).
+        has_float: Whether models may compute in float32.
+        max_object_bytes: The largest array that its C compiler takes, or None for any.
     """
 
     name: str
     description: str
     features: frozenset[str] = frozenset()
+    has_float: bool = True
+    max_object_bytes: int | None = None
 
 
 _DSP = frozenset({"dsp", "unaligned"})
@@ -43,6 +47,12 @@ TARGETS = {
             "aarch64-dotprod",
             "64-bit Arm with dot products (Armv8.2), as Raspberry Pi 5",
             frozenset({"neon", "dotprod"}),
+        ),
+        Target(
+            "avr",
+            "8-bit AVR, as ATmega328P and ATmega2560; integers only, constants stay in flash",
+            has_float=False,
+            max_object_bytes=32767,
         ),
     )
 }

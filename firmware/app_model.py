@@ -16,6 +16,11 @@ from edgekiln.firmware.bundle import DTYPES, Bundle, TensorInfo
 
 HEADER_NAME = "ek_app_model.h"
 
+# MLPerf Tiny's benchmarks whose runner sends what is not yet the model's input: the reference
+# firmware (mlcommons/tiny, benchmark/reference_submissions) makes codes of it on the board.
+PIXEL_MODELS = ("ic01", "vww01")
+RECONSTRUCTING_MODELS = ("ad01",)
+
 # MLPerf Tiny prints three decimals. More are used where a step of the code is finer than that.
 MIN_DECIMALS = 3
 MAX_DECIMALS = 9
@@ -93,6 +98,7 @@ def emit_app_model(bundle: Bundle, board: Board, *, selftest: bool) -> str:
         f"#define EK_MODEL_OUTPUTS {{{outputs}}}",
         *_emit_printing(bundle),
         *_emit_calls(bundle),
+        *_emit_mlperf(bundle),
         f"#define EK_APP_SELFTEST {int(selftest)}",
         f"#define EK_MODEL_GOLDEN_INPUTS {{{_emit_golden(bundle, 'input', bundle.inputs)}}}",
         f"#define EK_MODEL_GOLDEN_OUTPUTS {{{_emit_golden(bundle, 'output', bundle.outputs)}}}",
@@ -175,6 +181,51 @@ def _emit_calls(bundle: Bundle) -> list[str]:
         f"#define EK_MODEL_RESET(state) {name}_reset(state)",
         f"#define EK_MODEL_INVOKE(arena, state) {name}_invoke(arena, state)",
     ]
+
+
+def _emit_mlperf(bundle: Bundle) -> list[str]:
+    """Says what `db` takes besides the model's codes: real numbers, or pixels in their place."""
+    takes_pixels = bundle.name in PIXEL_MODELS and _is_int8(bundle.inputs)
+    takes_reals = (
+        bundle.name in RECONSTRUCTING_MODELS
+        and _is_int8(bundle.inputs)
+        and _is_int8(bundle.outputs)
+        and bundle.inputs[0].bytes == bundle.outputs[0].bytes
+    )
+    lines = [
+        f"#define EK_APP_DB_XOR {'0x80u' if takes_pixels else '0u'}",
+        f"#define EK_APP_RECONSTRUCTS {int(takes_reals)}",
+        f"#define EK_APP_ELEMENT_BYTES {4 if takes_reals else 1}u",
+    ]
+    if takes_reals:
+        x, y = bundle.inputs[0], bundle.outputs[0]
+        assert x.scale is not None and y.scale is not None
+        # From and to Q20.
+        for name, tensor, ratio in (
+            ("INPUT", x, 1 / (x.scale * 2**20)),
+            ("OUTPUT", y, y.scale * 2**20),
+        ):
+            multiplier, shift = _binary_scale(ratio)
+            lines += [
+                f"#define EK_{name}_ZERO_POINT ({tensor.zero_point})",
+                f"#define EK_{name}_MULTIPLIER {multiplier}u",
+                f"#define EK_{name}_SHIFT {shift}u",
+            ]
+    return lines
+
+
+def _is_int8(tensors: tuple[TensorInfo, ...]) -> bool:
+    return [t.dtype for t in tensors] == ["int8"] and tensors[0].scale is not None
+
+
+def _binary_scale(ratio: float) -> tuple[int, int]:
+    """Returns a multiplier below 2^31 and a shift: their quotient is ``ratio`` to 30 bits."""
+    _, exponent = math.frexp(ratio)  # ratio < 2**exponent
+    shift = 31 - exponent
+    multiplier = min(round(ratio * 2**shift), 2**31 - 1)
+    if not 1 <= shift <= 62:
+        raise BadInputError("a scale is too far from 1 for real numbers", got=ratio)
+    return multiplier, shift
 
 
 def _emit_golden(bundle: Bundle, kind: str, tensors: tuple[TensorInfo, ...]) -> str:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from edgekiln.errors import BadInputError
+from edgekiln.firmware.flash.settings import SETTINGS, RunnerSettings
 
 FIRMWARE = Path(__file__).parent
 BOARDS = FIRMWARE / "boards"
@@ -23,6 +24,9 @@ BOARDS = FIRMWARE / "boards"
 EMULATOR_KINDS = ("qemu", "rp2040js", "simavr")
 
 _MACRO = re.compile(r"EK_[A-Z][A-Z0-9_]*")
+_USB_ID = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}")
+# Settings of runners become arguments of tools, some of which have a language of their own.
+_PLAIN = re.compile(r"[A-Za-z0-9_/.][A-Za-z0-9_/.: -]*")
 
 T = TypeVar("T")
 
@@ -35,11 +39,16 @@ class Toolchain:
         prefix: What precedes ``gcc`` in the tools' names; empty for the system's own ``cc``.
         cpu_flags: Flags that choose the core.
         packages: Debian packages that hold it.
+        standard: The flag that chooses the language: GNU C where constants lie in a memory
+            of their own, which ISO C cannot say.
+        link_flags: Flags of the linker, libraries last.
     """
 
     prefix: str
     cpu_flags: tuple[str, ...]
     packages: tuple[str, ...]
+    standard: str = "-std=c99"
+    link_flags: tuple[str, ...] = ("-Wl,--no-warn-rwx-segments", "-lgcc")
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,34 @@ class Emulator:
 
 
 @dataclass(frozen=True)
+class Usb:
+    """How the board's serial port shows up on USB.
+
+    Attributes:
+        ids: Vendor and product, ``1234:abcd``, of what it may be behind.
+        is_probe: Whether it belongs to the board's debug probe, and has its serial number.
+        interface: The number of its interface where the device has several ports, or None.
+    """
+
+    ids: tuple[str, ...]
+    is_probe: bool
+    interface: int | None = None
+
+
+@dataclass(frozen=True)
+class Flash:
+    """How images get into the board.
+
+    Attributes:
+        runners: Names of the runners, in order of preference.
+        settings: What they need to know, in the same order.
+    """
+
+    runners: tuple[str, ...]
+    settings: tuple[RunnerSettings, ...]
+
+
+@dataclass(frozen=True)
 class LinuxCore:
     """A processor under Linux, and what is compiled for it.
 
@@ -156,6 +193,10 @@ class Board:
         timer: The timer, or None on the host.
         defines: Further numbers for the port, as C macros.
         emulator: The emulator, or None where there is none.
+        usb: The serial port on USB, or None where nothing is known of it.
+        flash: How images get into it, or None on the host.
+        uf2_family: Number of the chip's family in UF2 files, or None where its bootloader
+            takes none.
         linux: What there is to say of a board that runs Linux; None for all others.
     """
 
@@ -172,6 +213,9 @@ class Board:
     timer: Timer | None
     defines: tuple[tuple[str, int], ...]
     emulator: Emulator | None
+    usb: Usb | None = None
+    flash: Flash | None = None
+    uf2_family: int | None = None
     linux: Linux | None = None
 
     @property
@@ -265,6 +309,9 @@ def read_board(path: Path) -> Board:
         timer=_read_timer(top.table("timer")),
         defines=_read_defines(top.table("defines")),
         emulator=_read_emulator(top.table("emulator")),
+        usb=_read_usb(top.table("usb")),
+        flash=_read_flash(top.table("flash")),
+        uf2_family=_read_uf2(top.table("uf2")),
         linux=_read_linux(top.table("linux"), data),
     )
     top.end()
@@ -272,6 +319,8 @@ def read_board(path: Path) -> Board:
         top.fail("memory", "[memory] and port.linker_script are there together or not at all")
     if (board.memory is None) != (board.clock_hz is None):
         top.fail("clock", "[memory] and [clock] are there together or not at all")
+    if board.flash and "emulator" in board.flash.runners and not board.emulator:
+        top.fail("flash.runners", "there is no [emulator]")
     return board
 
 
@@ -323,6 +372,9 @@ class _Table:
             self.fail(key, f"must be a multiple of {multiple_of}", value)
         return value
 
+    def flag(self, key: str) -> bool:
+        return self._take(key, bool, "true or false")
+
     def texts(self, key: str) -> tuple[str, ...]:
         values = self._take(key, list, "a list of texts")
         if not all(isinstance(value, str) and value for value in values):
@@ -334,6 +386,9 @@ class _Table:
             return None
         name = f"{self._name}.{key}" if self._name else key
         return _Table(self.path, name, self._take(key, dict, "a table"))
+
+    def table_or_empty(self, key: str) -> _Table:
+        return self.table(key) or _Table(self.path, f"{self._name}.{key}", {})
 
     def required_table(self, key: str) -> _Table:
         table = self.table(key)
@@ -370,6 +425,10 @@ def _read_toolchain(table: _Table) -> Toolchain:
         cpu_flags=table.texts("cpu_flags"),
         packages=table.texts("packages"),
     )
+    if table.has("standard"):
+        toolchain = replace(toolchain, standard=table.text("standard"))
+    if table.has("link_flags"):
+        toolchain = replace(toolchain, link_flags=table.texts("link_flags"))
     table.end()
     return toolchain
 
@@ -432,6 +491,14 @@ def _read_timer(table: _Table | None) -> Timer | None:
     return timer
 
 
+def _read_uf2(table: _Table | None) -> int | None:
+    if table is None:
+        return None
+    family = table.number("family")
+    table.end()
+    return family
+
+
 def _read_defines(table: _Table | None) -> tuple[tuple[str, int], ...]:
     if table is None:
         return ()
@@ -440,6 +507,47 @@ def _read_defines(table: _Table | None) -> tuple[tuple[str, int], ...]:
         if not _MACRO.fullmatch(name):
             table.fail(name, "must be a macro's name that begins with EK_")
     return tuple((name, table.number(name)) for name in names)
+
+
+def _read_usb(table: _Table | None) -> Usb | None:
+    if table is None:
+        return None
+    ids = table.texts("ids")
+    if not all(map(_USB_ID.fullmatch, ids)):
+        table.fail("ids", "must be like 1234:abcd", repr(list(ids)))
+    usb = Usb(
+        ids,
+        is_probe=table.has("probe") and table.flag("probe"),
+        interface=table.number("interface") if table.has("interface") else None,
+    )
+    table.end()
+    return usb
+
+
+def _read_flash(table: _Table | None) -> Flash | None:
+    if table is None:
+        return None
+    names = table.texts("runners")
+    for name in names:
+        if name not in SETTINGS:
+            table.fail("runners", f"must be of {', '.join(SETTINGS)}", repr(name))
+    settings = tuple(_read_settings(SETTINGS[name], table.table_or_empty(name)) for name in names)
+    table.end()
+    return Flash(names, settings)
+
+
+def _read_settings(kind: type[RunnerSettings], table: _Table) -> RunnerSettings:
+    """Reads the table of a runner: its keys are the fields of a class."""
+    values: dict[str, Any] = {}
+    for field in fields(kind):
+        if field.default is MISSING or table.has(field.name):
+            read = table.number if field.type == "int" else table.text
+            values[field.name] = read(field.name)
+            plain = field.name == "enter" or _PLAIN.fullmatch(str(values[field.name]))
+            if not plain:
+                table.fail(field.name, "has signs that no tool needs", repr(values[field.name]))
+    table.end()
+    return kind(**values)
 
 
 def _read_emulator(table: _Table | None) -> Emulator | None:

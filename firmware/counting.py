@@ -6,21 +6,15 @@ compiled on first use into the user's cache and found there afterwards.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
 import re
-import shutil
 import subprocess
-import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekiln.errors import BadInputError, BoardError, ToolMissingError
+from edgekiln.errors import BadInputError, BoardError
 from edgekiln.firmware.boards import FIRMWARE
 from edgekiln.firmware.image import Image, read_symbols
-from edgekiln.firmware.toolchain import first_error, install_hint
+from edgekiln.firmware.native import build_native
 
 _PLUGINS = FIRMWARE / "qemu"
 _FLAGS = ("-std=c99", "-O2", "-shared", "-fPIC", "-fvisibility=hidden")
@@ -110,40 +104,7 @@ def build_plugin(qemu: str, name: str = "count") -> Path:
         BadInputError: The plugin does not compile, or the cache cannot be written.
     """
     flags = (*_FLAGS, *_plugin_defines(qemu))
-    source = _PLUGINS / f"{name}.c"
-    text = source.read_bytes() + f"{platform.machine()} {flags}".encode()
-    library = _cache_directory() / f"{name}-{hashlib.sha256(text).hexdigest()[:16]}.so"
-    if library.is_file():
-        return library
-    compiler = shutil.which("cc")
-    if compiler is None:
-        raise ToolMissingError("cc is not installed", hint=install_hint(["gcc", "libc6-dev"]))
-    try:
-        library.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(suffix=".so", dir=library.parent)
-        os.close(handle)
-        _compile_plugin([compiler, *flags, str(source)], Path(temporary), library)
-    except OSError as error:
-        raise BadInputError(
-            f"cannot be written: {error.strerror}",
-            where=library.parent,
-            hint="set EDGEKILN_CACHE to a directory that can",
-        ) from None
-    return library
-
-
-def _compile_plugin(command: Sequence[str], temporary: Path, library: Path) -> None:
-    result = subprocess.run(
-        [*command, "-o", str(temporary)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode != 0:
-        temporary.unlink(missing_ok=True)
-        raise BadInputError(f"does not compile: {first_error(result.stderr)}", where=command[-1])
-    os.replace(temporary, library)
+    return build_native(_PLUGINS / f"{name}.c", flags, f"{name}-{{}}.so", ())
 
 
 def _plugin_defines(qemu: str) -> tuple[str, ...]:
@@ -155,10 +116,3 @@ def _plugin_defines(qemu: str) -> tuple[str, ...]:
     if match and int(match[1]) >= 9:
         return ("-DEK_PLUGIN_API=2", "-DEK_PLUGIN_INLINE=0")
     return ("-DEK_PLUGIN_API=1", "-DEK_PLUGIN_INLINE=1")
-
-
-def _cache_directory() -> Path:
-    if "EDGEKILN_CACHE" in os.environ:
-        return Path(os.environ["EDGEKILN_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "edgekiln"

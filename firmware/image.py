@@ -24,6 +24,7 @@ from edgekiln.errors import BadInputError, DoesNotFitError
 from edgekiln.files import read_input_file, write_bytes, write_json
 from edgekiln.firmware.app_model import HEADER_NAME, emit_app_model, emit_board
 from edgekiln.firmware.boards import FIRMWARE, Board, Memory, refuse_linux
+from edgekiln.firmware.boot2 import seal_boot2
 from edgekiln.firmware.bundle import Bundle, NodeInfo, TensorInfo, read_bundle
 from edgekiln.firmware.toolchain import (
     STRICT_FLAGS,
@@ -34,14 +35,16 @@ from edgekiln.firmware.toolchain import (
     first_error,
     link,
 )
+from edgekiln.firmware.uf2 import encode_uf2
 
 IMAGE_JSON = "image.json"
 
-_COMMON_FLAGS = ("-std=c99", "-g", "-ffunction-sections", "-fdata-sections")
+_COMMON_FLAGS = ("-g", "-ffunction-sections", "-fdata-sections")
 _MODEL_FLAGS = ("-O2",)
 # A loop in mem.c must not be turned into a call of the function that it is in.
 _APP_FLAGS = ("-Os", "-fno-tree-loop-distribute-patterns")
-_LINK_FLAGS = ("-nostdlib", "-static", "-Wl,--gc-sections", "-Wl,--no-warn-rwx-segments")
+_LINK_FLAGS = ("-nostdlib", "-static", "-Wl,--gc-sections")
+_APP_SECTIONS = (".boot2", ".vectors", ".app")
 _OVERFLOW = re.compile(r"region [`'](FLASH|RAM)' overflowed by (\d+) bytes")
 
 
@@ -71,6 +74,7 @@ class Image:
         stack_reserve_bytes: What is kept for the stack; 0 on the host.
         toolchain: The C compiler and its version.
         flags: The flags that the model was compiled with.
+        uf2: The image as a UF2 file, or None where the board's bootloader takes none.
     """
 
     name: str
@@ -93,6 +97,7 @@ class Image:
     stack_reserve_bytes: int
     toolchain: str
     flags: str
+    uf2: Path | None = None
 
     @property
     def flash_code_bytes(self) -> int:
@@ -128,8 +133,9 @@ def build_image(
     Args:
         bundle: The directory which the compiler wrote.
         board: The board.
-        output: Where image.elf, image.bin, image.hex and image.json go; other files there are
-            left alone. Nothing is written unless all succeeds.
+        output: Where image.elf, image.bin, image.hex, image.json and, for a board that takes
+            it, image.uf2 go; other files there are left alone. Nothing is written unless all
+            succeeds.
         selftest: Link the golden pair and the ``selftest`` command. Off by default: the same
             can be had by sending the golden input, and flash sizes stay the model's.
         model_flags: How the model's code is optimized.
@@ -143,7 +149,8 @@ def build_image(
     refuse_linux(board)
     model = read_bundle(bundle)
     check_fit(model, board)
-    flags = (*board.cpu_flags, *_COMMON_FLAGS, *model_flags, *extra_flags)
+    flags = (*board.cpu_flags, board.toolchain.standard, *_COMMON_FLAGS)
+    flags = (*flags, *model_flags, *extra_flags)
     with tempfile.TemporaryDirectory(prefix="edgekiln-image-") as name:
         work = Path(name)
         _write_headers(model, board, work, selftest)
@@ -151,7 +158,8 @@ def build_image(
         compile_objects(board, jobs)
         elf = work / "image.elf"
         _link(model, board, jobs, work, elf, extra_flags)
-        sizes = _measure_host(jobs) if board.is_host else _measure(elf)
+        seal_boot2(elf)
+        sizes = measure_objects([job.object for job in jobs]) if board.is_host else _measure(elf)
         image = Image(
             name=model.name,
             board=board.slug,
@@ -168,6 +176,7 @@ def build_image(
             stack_reserve_bytes=board.memory.stack_bytes if board.memory else 0,
             toolchain=compiler_version(board.toolchain),
             flags=" ".join(flags),
+            uf2=None if board.uf2_family is None else output / "image.uf2",
             **sizes,
         )
         _store(image, board, elf)
@@ -183,7 +192,7 @@ def load_image(directory: Path) -> Image:
     path = directory / IMAGE_JSON
     try:
         values = json.loads(read_input_file(path))
-        for key in ("elf", "bin", "hex"):
+        for key in ("elf", "bin", "hex", "uf2"):
             values[key] = directory / values[key] if values[key] else None
         for key, kind in (("inputs", TensorInfo), ("outputs", TensorInfo), ("nodes", NodeInfo)):
             values[key] = tuple(kind(**item) for item in values[key])
@@ -213,6 +222,37 @@ def read_symbols(elf: Path) -> dict[str, int]:
             return {symbol.name: symbol["st_value"] & mask for symbol in table.iter_symbols()}
     except (OSError, ELFError) as error:
         raise BadInputError(f"not an ELF file: {error}", where=elf) from None
+
+
+def measure_objects(objects: Sequence[Path]) -> dict[str, int]:
+    """Adds up the sections of objects: where there is a C library, the linked file is mostly that.
+
+    Args:
+        objects: What was compiled. The application's have names that begin with ``app_``, the
+            model's tables are in ``model_weights.o``, and the arena is called ``ek_arena``.
+
+    Returns:
+        Those attributes of `Image` that are sizes of sections.
+    """
+    sizes = {"flash": 0, "constants": 0, "app": 0, "data": 0, "bss": 0}
+    for path in objects:
+        for name, size, kind in _allocated_sections(path):
+            if kind == "SHT_NOBITS":
+                sizes["bss"] += 0 if name == ".bss.ek_arena" else size
+                continue
+            sizes["flash"] += size
+            is_data = name.startswith(".data") and not name.startswith(".data.rel.ro")
+            sizes["data"] += size if is_data else 0
+            sizes["app"] += size if path.name.startswith("app_") else 0
+            is_table = path.name == "model_weights.o" or name.endswith("_args")
+            sizes["constants"] += size if is_table else 0
+    return {
+        "flash_bytes": sizes["flash"],
+        "flash_constants_bytes": sizes["constants"],
+        "flash_app_bytes": sizes["app"],
+        "data_bytes": sizes["data"],
+        "bss_bytes": sizes["bss"],
+    }
 
 
 def check_fit(bundle: Bundle, board: Board) -> None:
@@ -276,8 +316,8 @@ def _plan_jobs(
     # Debug information holds no path of this machine: equal inputs give equal ELF files.
     places = {work: "build", model.directory.resolve(): "model", FIRMWARE.resolve(): "firmware"}
     common = (
-        *(*_COMMON_FLAGS, *STRICT_FLAGS),
-        *(f"-ffile-prefix-map={path}={name}" for path, name in places.items()),
+        *(board.toolchain.standard, *_COMMON_FLAGS, *STRICT_FLAGS),
+        *(f"-fdebug-prefix-map={path}={name}" for path, name in places.items()),
         *(f"-I{path}" for path in (work, model.directory.resolve(), FIRMWARE.resolve() / "app")),
     )
     drivers = tuple(f"-I{path}" for path in _source_directories(board))
@@ -323,7 +363,7 @@ def _link(
         script = work / "image.ld"
         template = (FIRMWARE / board.linker_script).read_text(encoding="utf-8")
         script.write_text(emit_linker_script(template, board.slug, board.memory), encoding="utf-8")
-        flags = (*_LINK_FLAGS, *flags, f"-T{script}", "-lgcc")
+        flags = (*_LINK_FLAGS, *flags, f"-T{script}", *board.toolchain.link_flags)
     message = link(board, [job.object for job in jobs], flags, elf)
     if not message:
         return
@@ -367,32 +407,9 @@ def _measure(elf: Path) -> dict[str, int]:
     return {
         "flash_bytes": end - begin,
         "flash_constants_bytes": size.get(".weights", 0),
-        "flash_app_bytes": size.get(".vectors", 0) + size.get(".app", 0),
+        "flash_app_bytes": sum(size.get(name, 0) for name in _APP_SECTIONS),
         "data_bytes": size.get(".data", 0),
         "bss_bytes": size.get(".bss", 0),
-    }
-
-
-def _measure_host(jobs: Sequence[CompileJob]) -> dict[str, int]:
-    """Adds up the objects' sections: on the host the linked file is mostly the C library's."""
-    sizes = {"flash": 0, "constants": 0, "app": 0, "data": 0, "bss": 0}
-    for job in jobs:
-        for name, size, kind in _allocated_sections(job.object):
-            if kind == "SHT_NOBITS":
-                sizes["bss"] += 0 if name == ".bss.ek_arena" else size
-                continue
-            sizes["flash"] += size
-            is_data = name.startswith(".data") and not name.startswith(".data.rel.ro")
-            sizes["data"] += size if is_data else 0
-            sizes["app"] += size if job.object.name.startswith("app_") else 0
-            is_table = job.object.name == "model_weights.o" or name.endswith("_args")
-            sizes["constants"] += size if is_table else 0
-    return {
-        "flash_bytes": sizes["flash"],
-        "flash_constants_bytes": sizes["constants"],
-        "flash_app_bytes": sizes["app"],
-        "data_bytes": sizes["data"],
-        "bss_bytes": sizes["bss"],
     }
 
 
@@ -413,11 +430,16 @@ def _store(image: Image, board: Board, elf: Path) -> None:
             path = elf.with_name(target.name)
             copy_image(board, elf, path, output_format)
             made.append((target, path))
+    if image.uf2 and image.bin and board.memory and board.uf2_family is not None:
+        data = elf.with_name(image.bin.name).read_bytes()
+        path = elf.with_name(image.uf2.name)
+        path.write_bytes(encode_uf2(data, board.memory.flash_origin, board.uf2_family))
+        made.append((image.uf2, path))
     for target, path in made:
         write_bytes(target, path.read_bytes())
     if board.is_host:
         image.elf.chmod(0o755)
     values: dict[str, Any] = dataclasses.asdict(image)
-    for key in ("elf", "bin", "hex"):
+    for key in ("elf", "bin", "hex", "uf2"):
         values[key] = values[key].name if values[key] else None
     write_json(image.elf.with_name(IMAGE_JSON), values)

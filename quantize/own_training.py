@@ -17,7 +17,7 @@ from edgekiln.train.datasets import spread_evenly
 from edgekiln.train.loop import make_reproducible
 from edgekiln.train.quiet_keras import keras
 
-_CHANNEL_ROUNDS = 3
+_IMPORTANCE_SAMPLES = 512
 _RAMP_SHARE = 2 / 3
 _CALIBRATION_SAMPLES = 200
 
@@ -58,39 +58,33 @@ class Trainer:
         return measure_sparsity(self.model)
 
     def remove_channels(self) -> dict[str, Any]:
-        """Removes channels in rounds, with training between them; returns what was done."""
+        """Removes channels, the same share of every layer's; returns what was done.
+
+        One round: several leave narrow layers, whose channels go in multiples of four, with less
+        than their share. Without labels importance is the weights' magnitude.
+        """
         share = self._options.channels
         assert share is not None
         before, whole = channel_counts(self.model), count_macs(self.model)
-        rounds = min(_CHANNEL_ROUNDS, self._options.epochs)
-        epochs = [len(part) for part in np.array_split(range(self._options.epochs), rounds)]
-        history = []
-        for number in range(1, rounds + 1):
-            left = share ** (number / rounds) * whole / count_macs(self.model)
-            if left < 1:
-                self.model = self._without_channels(left)
-            history += self._fit(
-                f"Removing channels, round {number} of {rounds}", epochs[rounds - number]
-            )
+        samples = self._importance_samples()
+        plan = ChannelPruning(
+            macs_ratio=share, allocation="uniform", importance="taylor" if samples else "l1"
+        )
+        self.model = prune_channels(self.model, plan, samples, self._teaching.loss)
         return {
             "macs_before": whole,
             "macs": count_macs(self.model),
             "channels_before": before,
             "channels": channel_counts(self.model),
-            "history": history,
+            "history": self._fit("Training without the channels", self._options.epochs),
         }
 
-    def _without_channels(self, left: float) -> Any:
+    def _importance_samples(self) -> tuple[Any, Any] | None:
         train = self._data.train
         if train.y is None:
-            return prune_channels(self.model, ChannelPruning(macs_ratio=left, importance="l1"))
-        few = train.take(spread_evenly(len(train), 512))
-        return prune_channels(
-            self.model,
-            ChannelPruning(macs_ratio=left, importance="taylor"),
-            (pack_inputs(self.model, few.x), few.y),
-            self._teaching.loss,
-        )
+            return None
+        few = train.take(spread_evenly(len(train), _IMPORTANCE_SAMPLES))
+        return pack_inputs(self.model, few.x), few.y
 
     def prune(self) -> dict[str, Any]:
         """Makes the smallest weights zero while the model is trained; returns what was done."""

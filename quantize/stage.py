@@ -140,7 +140,7 @@ def _compress(
     model: Any, recipe: Recipe, variant: Variant | None, dataset: Dataset, *, anew: bool
 ) -> _Made:
     """Compresses a trained model, or takes what is kept of that."""
-    if variant and not anew and (kept := kept_file(variant_name(recipe, variant))):
+    if variant and not anew and (kept := kept_file(variant.model_name(recipe.name))):
         return _read_kept(kept, dataset)
     own: tuple[Step, ...] = (recipe.pruning,) if recipe.pruning else ()
     records = []
@@ -170,11 +170,6 @@ def _read_kept(path: Path, dataset: Dataset) -> _Made:
     if path.suffix == ".tflite":
         return _Made(None, path.read_bytes(), history["accuracy"]["pruned"], records)
     return _measure(unpack_model(path.read_bytes(), path), records, dataset)
-
-
-def variant_name(recipe: Recipe, variant: Variant) -> str:
-    """Returns the name of a variant's model."""
-    return f"{recipe.name}_{variant.name}"
 
 
 def _share(classes: npt.NDArray[np.int64], dataset: Dataset) -> float:

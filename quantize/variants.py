@@ -88,7 +88,7 @@ class Variant:
     """A compressed form of a recipe's model.
 
     Attributes:
-        name: Its name, a C identifier; ``<recipe>_<name>`` names the model.
+        name: Its name, a C identifier.
         description: One line for ``edgekiln models``.
         steps: What is done to the trained model, in order.
     """
@@ -96,6 +96,10 @@ class Variant:
     name: str
     description: str
     steps: tuple[Step, ...]
+
+    def model_name(self, recipe: str) -> str:
+        """Returns what the recipe's model in this form is called, a C identifier."""
+        return f"{recipe}_{self.name}"
 
     @property
     def is_pruned(self) -> bool:
@@ -195,7 +199,7 @@ def find_variant(model: str) -> tuple[str, Variant] | None:
             (recipe, variant)
             for recipe, variants in VARIANTS.items()
             for variant in variants
-            if model == f"{recipe}_{variant.name}"
+            if model == variant.model_name(recipe)
         ),
         None,
     )

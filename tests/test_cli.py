@@ -303,6 +303,8 @@ def test_boards_json(edgekiln: Call) -> None:
     boards = json.loads(out)
     assert {"mps2-an386", "mps2-an385", "host"} <= set(boards)
     assert boards["mps2-an386"]["target"] == "cortex-m4"
+    assert boards["mps2-an386"]["runners"].keys() == {"emulator", "gdb"}
+    assert boards["host"]["runners"] == {"emulator": ""}
 
 
 def test_supported_ops_json(edgekiln: Call) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from edgekiln import doctor
 from edgekiln.errors import ToolMissingError
+from edgekiln.firmware.flash.registry import RUNNERS
 
 REQUIRES = [
     "click>=8.1",
@@ -32,6 +33,7 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setattr(importlib.metadata, "requires", lambda _: REQUIRES)
     monkeypatch.setattr(importlib.metadata, "version", version)
     monkeypatch.setattr(doctor, "PROGRAMS", ())
+    monkeypatch.setattr(doctor, "FLASH_PROGRAMS", ())
     monkeypatch.setattr(doctor, "_checkout", lambda: None)
     return versions
 
@@ -125,4 +127,30 @@ def test_a_program_that_is_not_there(
 
 def test_every_extra_but_the_developers_is_looked_at() -> None:
     extras = importlib.metadata.metadata("edgekiln").get_all("Provides-Extra")
-    assert set(extras or ()) - {"all", "dev"} == set(doctor.EXTRAS)
+    assert set(extras or ()) - {"all", "dev", "probe"} == set(doctor.EXTRAS)
+
+
+def test_what_only_some_boards_need_is_shown_and_never_asked_for(
+    packages: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    tools = (doctor.Program("toolx", ("toolx-package",)), doctor.Program("tooly", ()))
+    monkeypatch.setattr(doctor, "FLASH_PROGRAMS", tools)
+    first, second = doctor.examine()[-2:]
+    assert (first.name, first.group, first.state) == ("toolx", "flash", "not installed")
+    assert "toolx-package" in first.fix and "pip install 'edgekiln[probe]'" in second.fix
+    doctor.check([first, second])
+    (tmp_path / "toolx").write_text("#!/bin/sh\necho toolx 0.7 >&2\nexit 1\n")
+    (tmp_path / "toolx").chmod(0o755)
+    (tmp_path / "tooly").write_text("#!/bin/sh\n")
+    (tmp_path / "tooly").chmod(0o755)
+    first, second = doctor.examine()[-2:]
+    assert (first.version, first.state, first.fix) == ("0.7", "ok", "")
+    assert (second.version, second.state) == ("unknown", "ok")
+
+
+def test_the_flash_programs_are_those_of_the_runners() -> None:
+    kinds = [kind for kind in RUNNERS.values() if kind.programs]
+    wanted = {kind.programs[0]: kind.packages for kind in kinds}
+    assert {each.command: each.packages for each in doctor.FLASH_PROGRAMS} == wanted

@@ -113,6 +113,53 @@ def test_data_arrive_unread(tree: Path, value: str) -> None:
     assert not (tree / "pwned").exists()
 
 
+@pytest.mark.parametrize("value", ["digits_cnn", *NASTY])
+def test_boards_tries_the_model_and_one_that_fits_everywhere(tree: Path, value: str) -> None:
+    result = run_make(tree, ["boards", f"MODEL={value}"], {})
+    assert (result.returncode, result.stderr) == (0, "")
+    assert recorded(tree) == ["boards", f"--try={value}", "--try=digits_mlp"]
+    assert not (tree / "pwned").exists()
+
+
+@pytest.mark.parametrize("target", ["deploy", "flash", "bench"])
+def test_a_real_board(tree: Path, target: str) -> None:
+    result = run_make(tree, [target, "BOARD=uno", "PORT=auto", "RUNNER=avrdude"], {})
+    assert (result.returncode, result.stderr) == (0, "")
+    words = (target, "--board", "uno", "--port", "auto", "--runner", "avrdude", "--", "digits_cnn")
+    assert recorded(tree) == [*words]
+    result = run_make(tree, [target], {"PORT": "8080", "RUNNER": "ubuntu"})
+    assert recorded(tree) == [target, "--board", "mps2-an386", "--", "digits_cnn"]
+
+
+@pytest.mark.parametrize("value", NASTY)
+def test_ports_and_runners_arrive_unread(tree: Path, value: str) -> None:
+    result = run_make(tree, ["flash", f"PORT={value}", f"RUNNER={value}"], {})
+    assert result.returncode == 0, result.stderr
+    assert recorded(tree)[3:7] == ["--port", value, "--runner", value]
+    assert not (tree / "pwned").exists()
+
+
+@pytest.mark.parametrize("value", [*NASTY, "virtual", "pi@one pi@two:22"])
+@pytest.mark.parametrize("way", ["HOST", "RPI_HOST", "RPI_HOST of the environment"])
+def test_hosts_arrive_unread(tree: Path, value: str, way: str) -> None:
+    show = 'printf %s "$RPI_HOST" >host\nprintf %s "$EDGEKILN_HOST" >host-for-setup'
+    write_program(tree / ".venv" / "bin" / "edgekiln", show)
+    variable, _, environment = way.partition(" ")
+    if environment:
+        result = run_make(tree, ["deploy", "BOARD=rpi"], {variable: value})
+    else:
+        result = run_make(tree, ["deploy", "BOARD=rpi", f"{variable}={value}"], {})
+    assert result.returncode == 0, result.stderr
+    assert [(tree / name).read_text() for name in ("host", "host-for-setup")] == [value, value]
+    assert not (tree / "pwned").exists()
+
+
+def test_the_host_of_the_environment_is_another(tree: Path) -> None:
+    write_program(tree / ".venv" / "bin" / "edgekiln", 'printf %s "$RPI_HOST" >host')
+    assert run_make(tree, ["deploy"], {"HOST": "x86_64-linux", "RPI_HOST": "pi@a"}).returncode == 0
+    assert (tree / "host").read_text() == "pi@a"
+
+
 def test_a_failing_set_up_stops_the_target(tree: Path) -> None:
     write_program(tree / "scripts" / "setup", "exit 3")
     assert run_make(tree, ["deploy"], {}).returncode != 0

@@ -84,7 +84,7 @@ def test_a_second_deploy_does_nothing(
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     assert "run on host" in stages_run(capsys.readouterr().err)
 
-    def fail(*arguments: object) -> DeviceRun:
+    def fail(*arguments: object, **named: object) -> DeviceRun:
         raise AssertionError("the board was run again")
 
     monkeypatch.setattr(measure, "run_on_board", fail)
@@ -125,8 +125,8 @@ def test_one_wrong_byte_fails_the_deploy(
     path = pipeline.deploy(model, "host", build)
     run_on_board = measure.run_on_board
 
-    def lie(*arguments: Any) -> DeviceRun:
-        return falsify(run_on_board(*arguments), sample=7, byte=3)
+    def lie(*arguments: Any, **named: Any) -> DeviceRun:
+        return falsify(run_on_board(*arguments, **named), sample=7, byte=3)
 
     monkeypatch.setattr(measure, "run_on_board", lie)
     with pytest.raises(CheckFailedError, match=r"differ in 1 of 200 .* sample 7, output 0, byte 3"):
@@ -161,8 +161,8 @@ def test_bench_refuses_numbers_of_a_wrong_program(
 ) -> None:
     run_on_board = measure.run_on_board
 
-    def lie(*arguments: Any) -> DeviceRun:
-        return falsify(run_on_board(*arguments), sample=0, byte=0)
+    def lie(*arguments: Any, **named: Any) -> DeviceRun:
+        return falsify(run_on_board(*arguments, **named), sample=0, byte=0)
 
     monkeypatch.setattr(measure, "run_on_board", lie)
     with pytest.raises(CheckFailedError, match="board and generated C on host differ"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from edgekiln.export.emit.literals import c_scalar
 from edgekiln.export.emit.program import Program, arena_at, numbered, pointer
-from edgekiln.export.emit.tables import Tables, content_of, uniform_byte
+from edgekiln.export.emit.tables import FLASH, Tables, content_of, uniform_byte
 from edgekiln.export.ir import c_type_of
 from edgekiln.export.lower import Node
 from edgekiln.export.ops.base import KernelCall
@@ -121,7 +121,7 @@ def _function(program: Program, instance: _Instance, tables: Tables) -> list[str
         lines += ["typedef struct {"]
         lines += [f"    {_field_type(call, key)}{key};" for key in instance.varying]
         lines += [f"}} {instance.name}_args;", ""]
-    parameters = [f"const {instance.name}_args *args"] if instance.varying else []
+    parameters = [f"const {FLASH} {instance.name}_args *args"] if instance.varying else []
     pointers = _parameters(program, call)
     parameters += [f"{'const ' if const else ''}{kind} *{n}" for n, kind, const in pointers]
     lines += [f"static EK_NOINLINE void {instance.name}(", f"    {', '.join(parameters)})", "{"]
@@ -142,14 +142,15 @@ def _function(program: Program, instance: _Instance, tables: Tables) -> list[str
 def _field_type(call: KernelCall, key: str) -> str:
     if key in call.scalars:
         return "float " if isinstance(call.scalars[key], float) else "int32_t "
-    return f"const {c_type_of(call.arrays[key])} *"
+    return f"const {FLASH} {c_type_of(call.arrays[key])} *"
 
 
 def _arguments(
     program: Program, instance: _Instance, position: int, number: int, tables: Tables
 ) -> list[str]:
     call = program.nodes[position].calls[number]
-    lines = [f"static const {instance.name}_args {_arguments_name(program, position, number)} = {{"]
+    name = _arguments_name(program, position, number)
+    lines = [f"static const {FLASH} {instance.name}_args {name} = {{"]
     for key in instance.varying:
         value = (
             c_scalar(call.scalars[key]) if key in call.scalars else tables.name_of(call.arrays[key])
@@ -180,7 +181,7 @@ def _reset(program: Program, tables: Tables) -> list[str]:
         byte = uniform_byte(value)
         if byte is None:
             source = tables.name_of(value)
-            lines.append(f"    memcpy(state->{name}, {source}, sizeof(state->{name}));")
+            lines.append(f"    ek_copy_table(state->{name}, {source}, sizeof(state->{name}));")
         else:
             lines.append(f"    memset(state->{name}, {byte}, sizeof(state->{name}));")
     if program.state_padding_bytes:
@@ -245,7 +246,7 @@ def _call(program: Program, instance: _Instance, position: int, number: int, tab
 def _place(program: Program, tensor: int, tables: Tables) -> tuple[str, str]:
     described = program.graph.tensor(tensor)
     if described.is_constant:
-        return tables.name_of(described.value), c_type_of(described.value)
+        return tables.name_of(described.value, ""), c_type_of(described.value)
     return program.place(tensor)
 
 

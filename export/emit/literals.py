@@ -39,9 +39,16 @@ def c_scalar(value: int | float) -> str:
     return c_float(value) if isinstance(value, float) else c_int(value)
 
 
-def c_declaration(name: str, array: NDArray[Any]) -> str:
-    """Declares a constant array."""
-    return f"const {c_type_of(array)} {name}[{array.size}]"
+def c_declaration(name: str, array: NDArray[Any], space: str = "") -> str:
+    """Declares a constant array.
+
+    Args:
+        name: Its name.
+        array: Its values.
+        space: A macro for where it lies, or "" for the memory that all pointers reach.
+    """
+    where = f"{space} " if space else ""
+    return f"const {where}{c_type_of(array)} {name}[{array.size}]"
 
 
 def c_array(declaration: str, array: NDArray[Any]) -> list[str]:

@@ -12,6 +12,10 @@ from edgekiln.export.emit.program import Program, extern_c
 
 Array = NDArray[Any]
 
+# Where tables lie that are reached through the kernels' parameters (ek_common.h). Constants that
+# take the place of an activation are reached by an ordinary pointer.
+FLASH = "EK_FLASH"
+
 # Declarations and definitions must agree on it: some ABIs promise more for large arrays.
 _ALIGNED = "EK_ALIGN(4)"
 
@@ -28,7 +32,7 @@ def uniform_byte(array: Array) -> int | None:
 
 
 class Tables:
-    """The tables by name; equal ones are stored once.
+    """The tables by name; equal ones in the same place are stored once.
 
     Args:
         program: The model.
@@ -37,28 +41,30 @@ class Tables:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.arrays: dict[str, Array] = {}
-        self._names: dict[tuple[str, bytes], str] = {}
+        self._names: dict[tuple[tuple[str, bytes], str], str] = {}
+        self._spaces: dict[str, str] = {}
         for node in program.nodes:
             for number, call in enumerate(node.calls):
                 suffix = f"_{number}" if len(node.calls) > 1 else ""
                 for key, array in call.arrays.items():
-                    self._add(f"{program.name}_n{node.op.index}{suffix}_{key}", array)
+                    self._add(f"{program.name}_n{node.op.index}{suffix}_{key}", array, FLASH)
                 for index in call.inputs:
                     tensor = program.graph.tensor(index)
                     if tensor.is_constant:
-                        self._add(f"{program.name}_t{index}", tensor.value)
+                        self._add(f"{program.name}_t{index}", tensor.value, "")
         for index in program.graph.states():
             value = program.graph.initial[index]
             if uniform_byte(value) is None:
-                self._add(f"{program.name}_t{index}_initial", value)
+                self._add(f"{program.name}_t{index}_initial", value, FLASH)
 
-    def _add(self, name: str, array: Array) -> None:
-        if self._names.setdefault(content_of(array), name) == name:
+    def _add(self, name: str, array: Array, space: str) -> None:
+        if self._names.setdefault((content_of(array), space), name) == name:
             self.arrays[name] = array
+            self._spaces[name] = space
 
-    def name_of(self, array: Array) -> str:
-        """Returns the C name of a table."""
-        return self._names[content_of(array)]
+    def name_of(self, array: Array, space: str = FLASH) -> str:
+        """Returns the C name of a table, or of one that stands for an activation (space "")."""
+        return self._names[content_of(array), space]
 
     @property
     def bytes(self) -> int:
@@ -69,7 +75,7 @@ class Tables:
         """Returns the private header that declares the tables."""
         guard = f"{self.program.upper}_WEIGHTS_H"
         declarations = [
-            f"extern {c_declaration(name, array)} {_ALIGNED};"
+            f"extern {c_declaration(name, array, self._spaces[name])} {_ALIGNED};"
             for name, array in self.arrays.items()
         ]
         lines = [
@@ -91,7 +97,8 @@ class Tables:
         lines = [self.program.banner("weights and other tables"), f'#include "{name}_weights.h"']
         lines.append("")
         for key, array in self.arrays.items():
-            lines += c_array(f"{c_declaration(key, array)} {_ALIGNED}", array)
+            declaration = c_declaration(key, array, self._spaces[key])
+            lines += c_array(f"{declaration} {_ALIGNED}", array)
         return "\n".join(lines)
 
 

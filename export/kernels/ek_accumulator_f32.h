@@ -5,7 +5,8 @@
 #include "ek_common.h"
 
 /* acc + x[0] * w[0] + x[1] * w[1] + …, rounded after each operation. */
-static EK_INLINE float ek_dot_f32(const float *x, const float *w, int32_t length, float acc)
+static EK_INLINE float ek_dot_f32(const float *x, const EK_FLASH float *w, int32_t length,
+                                  float acc)
 {
     for (int32_t i = 0; i < length; ++i) {
         acc += x[i] * w[i];

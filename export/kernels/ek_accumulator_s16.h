@@ -9,7 +9,7 @@
 #include "ek_common.h"
 
 /* acc + sum of x[i] * w[i]. */
-static EK_INLINE int64_t ek_dot_s16(const int16_t *x, const int8_t *w, int32_t length,
+static EK_INLINE int64_t ek_dot_s16(const int16_t *x, const EK_FLASH int8_t *w, int32_t length,
                                     int32_t sums_wide, int64_t acc)
 {
     if (sums_wide) {

@@ -30,9 +30,9 @@ static EK_INLINE void ek_add_s8(const ek_add_s8_params *p, const int8_t *input_1
                                 const int8_t *input_2, int8_t *output)
 {
     for (int32_t i = 0; i < p->length; ++i) {
-        const int32_t a = ek_scale_down((input_1[i] + p->input_1_offset) * (1 << 20),
+        const int32_t a = ek_scale_down((input_1[i] + p->input_1_offset) * ((int32_t)1 << 20),
                                         p->input_1_multiplier, p->input_1_shift);
-        const int32_t b = ek_scale_down((input_2[i] + p->input_2_offset) * (1 << 20),
+        const int32_t b = ek_scale_down((input_2[i] + p->input_2_offset) * ((int32_t)1 << 20),
                                         p->input_2_multiplier, p->input_2_shift);
         const int32_t sum = ek_scale_down(a + b, p->output_multiplier, p->output_shift);
         output[i] =

@@ -33,9 +33,9 @@ static EK_INLINE void ek_add_sub_s8(const ek_add_sub_s8_params *p, const int8_t 
 {
     EK_FOR_EACH_PAIR(p, i, j, k)
     {
-        const int32_t a = ek_scale_down((input_1[i] + p->input_1_offset) * (1 << 20),
+        const int32_t a = ek_scale_down((input_1[i] + p->input_1_offset) * ((int32_t)1 << 20),
                                         p->input_1_multiplier, p->input_1_shift);
-        const int32_t b = ek_scale_down((input_2[j] + p->input_2_offset) * (1 << 20),
+        const int32_t b = ek_scale_down((input_2[j] + p->input_2_offset) * ((int32_t)1 << 20),
                                         p->input_2_multiplier, p->input_2_shift);
         const int32_t sum = ek_scale_down(a + p->sign * b, p->output_multiplier, p->output_shift);
         output[k] =

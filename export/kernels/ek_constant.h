@@ -10,12 +10,12 @@
 
 typedef struct {
     int32_t bytes;
-    const int8_t *value;
+    const EK_FLASH int8_t *value;
 } ek_constant_params;
 
 static EK_INLINE void ek_constant(const ek_constant_params *p, int8_t *output)
 {
-    memcpy(output, p->value, (size_t)p->bytes);
+    ek_copy_table(output, p->value, (size_t)p->bytes);
 }
 
 #endif

@@ -2,8 +2,8 @@
  * dilation along the width, one group, one batch.
  *
  * input        int8 [input_height, input_width, input_channels]
- * filter       two channels to a half, see ek_matmul_dsp.h; a window of
- *              filter_height * filter_width * input_channels inputs, with zeros up to depth
+ * filter       two channels to a half or, with weight_bits 4, to a byte, see ek_matmul_dsp.h; a
+ *              window of filter_height * filter_width * input_channels inputs, with zeros up to depth
  * bias         int32 [channels], less input_zero_point * sum(filter) of the channel
  * right_shift  int8 [channels], in [1, 22]
  * output       int8 [output_height, output_width, channels]
@@ -37,6 +37,7 @@ typedef struct {
     int32_t output_zero_point;
     int32_t activation_min;
     int32_t activation_max;
+    int32_t weight_bits;
     const uint32_t *filter;
     const int32_t *bias;
     const int32_t *multiplier;
@@ -117,9 +118,15 @@ static EK_INLINE void ek_conv_2d_dsp_s8(const ek_conv_2d_dsp_s8_params *p, const
                 ++out_y;
             }
         }
-        ek_matmul_dsp_write(scratch_1, p->depth, p->channels, p->filter, p->bias, p->multiplier,
-                            p->right_shift, p->output_zero_point, p->activation_min,
-                            p->activation_max, output, second);
+        if (p->weight_bits == 4) {
+            ek_matmul_dsp_write_s4(scratch_1, p->depth, p->channels, p->filter, p->bias, p->multiplier,
+                                   p->right_shift, p->output_zero_point, p->activation_min,
+                                   p->activation_max, output, second);
+        } else {
+            ek_matmul_dsp_write(scratch_1, p->depth, p->channels, p->filter, p->bias, p->multiplier,
+                                p->right_shift, p->output_zero_point, p->activation_min,
+                                p->activation_max, output, second);
+        }
         output += (1 + second) * p->channels;
     }
 }

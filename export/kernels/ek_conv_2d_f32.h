@@ -34,8 +34,8 @@ typedef struct {
     int32_t pad_left;
     float activation_min;
     float activation_max;
-    const float *filter;
-    const float *bias;
+    const EK_FLASH float *filter;
+    const EK_FLASH float *bias;
 } ek_conv_2d_f32_params;
 
 static EK_INLINE void ek_conv_2d_f32(const ek_conv_2d_f32_params *p, const float *input,

@@ -38,10 +38,10 @@ typedef struct {
     int32_t per_channel;
     int32_t scales_wide;
     int32_t sums_wide;
-    const int8_t *filter;
-    const int64_t *bias;
-    const int32_t *multiplier;
-    const int8_t *shift;
+    const EK_FLASH int8_t *filter;
+    const EK_FLASH int64_t *bias;
+    const EK_FLASH int32_t *multiplier;
+    const EK_FLASH int8_t *shift;
 } ek_conv_2d_s16_params;
 
 static EK_INLINE void ek_conv_2d_s16(const ek_conv_2d_s16_params *p, const int16_t *input,

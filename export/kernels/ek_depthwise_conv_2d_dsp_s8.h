@@ -4,7 +4,7 @@
  * input        int8 [input_height, input_width, channels], channels a multiple of 4
  * filter       int8 [filter_height, filter_width, channels]
  * bias         int32 [channels]
- * right_shift  int8 [channels], in [1, 22]
+ * right_shift  int8 [channels], in [1, 22]; with unshifted 1, in [0, 22]
  * output       int8 [output_height, output_width, channels]
  * The taps add (x + input_offset) * w; those outside of the input add nothing. Rounding:
  * ek_requantize_dsp.
@@ -34,11 +34,23 @@ typedef struct {
     int32_t output_zero_point;
     int32_t activation_min;
     int32_t activation_max;
+    int32_t unshifted;
     const int8_t *filter;
     const int32_t *bias;
     const int32_t *multiplier;
     const int8_t *right_shift;
 } ek_depthwise_conv_2d_dsp_s8_params;
+
+static EK_INLINE int8_t ek_depthwise_output_dsp(const ek_depthwise_conv_2d_dsp_s8_params *p,
+                                                int32_t acc, int32_t multiplier, int32_t right)
+{
+    if (p->unshifted && right == 0) {
+        return ek_clamp_s8(ek_high_mul(acc * 2, multiplier) + p->output_zero_point,
+                           p->activation_min, p->activation_max);
+    }
+    return ek_requantize_dsp(acc, multiplier, right, p->output_zero_point, p->activation_min,
+                             p->activation_max);
+}
 
 /* Adds one tap of four channels. */
 #define EK_DEPTHWISE_DSP_TAP(x, w)                                                               \
@@ -109,15 +121,11 @@ static EK_INLINE void ek_depthwise_conv_2d_dsp_s8(const ek_depthwise_conv_2d_dsp
                     const int32_t r_1 = p->right_shift[c + 1];
                     const int32_t r_2 = p->right_shift[c + 2];
                     const int32_t r_3 = p->right_shift[c + 3];
-                    output[0] = ek_requantize_dsp(acc_0, p->multiplier[c], p->right_shift[c],
-                                                  p->output_zero_point, p->activation_min,
-                                                  p->activation_max);
-                    output[1] = ek_requantize_dsp(acc_1, m_1, r_1, p->output_zero_point,
-                                                  p->activation_min, p->activation_max);
-                    output[2] = ek_requantize_dsp(acc_2, m_2, r_2, p->output_zero_point,
-                                                  p->activation_min, p->activation_max);
-                    output[3] = ek_requantize_dsp(acc_3, m_3, r_3, p->output_zero_point,
-                                                  p->activation_min, p->activation_max);
+                    output[0] = ek_depthwise_output_dsp(p, acc_0, p->multiplier[c],
+                                                        p->right_shift[c]);
+                    output[1] = ek_depthwise_output_dsp(p, acc_1, m_1, r_1);
+                    output[2] = ek_depthwise_output_dsp(p, acc_2, m_2, r_2);
+                    output[3] = ek_depthwise_output_dsp(p, acc_3, m_3, r_3);
                 }
                 output += 4;
             }

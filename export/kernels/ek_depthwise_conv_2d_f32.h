@@ -32,8 +32,8 @@ typedef struct {
     int32_t pad_left;
     float activation_min;
     float activation_max;
-    const float *filter;
-    const float *bias;
+    const EK_FLASH float *filter;
+    const EK_FLASH float *bias;
 } ek_depthwise_conv_2d_f32_params;
 
 static EK_INLINE void ek_depthwise_conv_2d_f32(const ek_depthwise_conv_2d_f32_params *p,
@@ -58,9 +58,9 @@ static EK_INLINE void ek_depthwise_conv_2d_f32(const ek_depthwise_conv_2d_f32_pa
                                               + in_x + first_x * p->dilation_width;
                         const float *x =
                             input + pixel * p->input_channels + channel / p->depth_multiplier;
-                        const float *w = p->filter
-                                          + (tap_y * p->filter_width + first_x) * output_channels
-                                          + channel;
+                        const EK_FLASH float *w =
+                            p->filter + (tap_y * p->filter_width + first_x) * output_channels
+                            + channel;
                         for (int32_t tap_x = first_x; tap_x < last_x; ++tap_x) {
                             acc += *x * *w;
                             x += p->dilation_width * p->input_channels;

@@ -35,10 +35,10 @@ typedef struct {
     int32_t per_channel;
     int32_t scales_wide;
     int32_t sums_wide;
-    const int8_t *filter;
-    const int64_t *bias;
-    const int32_t *multiplier;
-    const int8_t *shift;
+    const EK_FLASH int8_t *filter;
+    const EK_FLASH int64_t *bias;
+    const EK_FLASH int32_t *multiplier;
+    const EK_FLASH int8_t *shift;
 } ek_depthwise_conv_2d_s16_params;
 
 static EK_INLINE void ek_depthwise_conv_2d_s16(const ek_depthwise_conv_2d_s16_params *p,
@@ -65,9 +65,9 @@ static EK_INLINE void ek_depthwise_conv_2d_s16(const ek_depthwise_conv_2d_s16_pa
                                               + in_x + first_x * p->dilation_width;
                         const int16_t *x =
                             input + pixel * p->input_channels + channel / p->depth_multiplier;
-                        const int8_t *w = p->filter
-                                          + (tap_y * p->filter_width + first_x) * output_channels
-                                          + channel;
+                        const EK_FLASH int8_t *w =
+                            p->filter + (tap_y * p->filter_width + first_x) * output_channels
+                            + channel;
                         for (int32_t tap_x = first_x; tap_x < last_x; ++tap_x) {
                             if (p->sums_wide) {
                                 acc += (int32_t)*x * *w;

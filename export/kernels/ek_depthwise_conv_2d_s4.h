@@ -30,10 +30,10 @@ typedef struct {
     int32_t activation_max;
     int32_t per_channel;
     int32_t shifts_left;
-    const int8_t *filter;
-    const int32_t *bias;
-    const int32_t *multiplier;
-    const int8_t *shift;
+    const EK_FLASH int8_t *filter;
+    const EK_FLASH int32_t *bias;
+    const EK_FLASH int32_t *multiplier;
+    const EK_FLASH int8_t *shift;
 } ek_depthwise_conv_2d_s4_params;
 
 static EK_INLINE void ek_depthwise_conv_2d_s4(const ek_depthwise_conv_2d_s4_params *p,

@@ -20,8 +20,8 @@ typedef struct {
     int32_t output_channels;
     float activation_min;
     float activation_max;
-    const float *filter;
-    const float *bias;
+    const EK_FLASH float *filter;
+    const EK_FLASH float *bias;
 } ek_fully_connected_f32_params;
 
 static EK_INLINE void ek_fully_connected_f32(const ek_fully_connected_f32_params *p,
@@ -30,7 +30,7 @@ static EK_INLINE void ek_fully_connected_f32(const ek_fully_connected_f32_params
     for (int32_t i = 0; i < p->rows; ++i) {
         const int32_t row = p->reverse ? p->rows - 1 - i : i;
         const float *x = input + row * p->input_channels;
-        const float *w = p->filter;
+        const EK_FLASH float *w = p->filter;
         float *y = output + row * p->output_channels;
         for (int32_t channel = 0; channel < p->output_channels; ++channel) {
             const float acc = ek_dot_f32(x, w, p->input_channels, 0.0f);

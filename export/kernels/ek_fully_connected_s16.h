@@ -23,10 +23,10 @@ typedef struct {
     int32_t per_channel;
     int32_t scales_wide;
     int32_t sums_wide;
-    const int8_t *filter;
-    const int64_t *bias;
-    const int32_t *multiplier;
-    const int8_t *shift;
+    const EK_FLASH int8_t *filter;
+    const EK_FLASH int64_t *bias;
+    const EK_FLASH int32_t *multiplier;
+    const EK_FLASH int8_t *shift;
 } ek_fully_connected_s16_params;
 
 static EK_INLINE void ek_fully_connected_s16(const ek_fully_connected_s16_params *p,
@@ -35,7 +35,7 @@ static EK_INLINE void ek_fully_connected_s16(const ek_fully_connected_s16_params
     for (int32_t i = 0; i < p->rows; ++i) {
         const int32_t row = p->reverse ? p->rows - 1 - i : i;
         const int16_t *x = input + row * p->input_channels;
-        const int8_t *w = p->filter;
+        const EK_FLASH int8_t *w = p->filter;
         int16_t *y = output + row * p->output_channels;
         for (int32_t channel = 0; channel < p->output_channels; ++channel) {
             const int32_t table = p->per_channel ? channel : 0;

@@ -15,7 +15,7 @@ typedef struct {
     int32_t tuples;
     int32_t depth;
     int32_t slice_bytes;
-    const int32_t *sizes;
+    const EK_FLASH int32_t *sizes;
 } ek_gather_nd_params;
 
 static EK_INLINE void ek_gather_nd(const ek_gather_nd_params *p, const int8_t *input,

@@ -12,7 +12,7 @@
 
 typedef struct {
     int32_t length;
-    const int8_t *table;
+    const EK_FLASH int8_t *table;
 } ek_lookup_s8_params;
 
 static EK_INLINE void ek_lookup_s8(const ek_lookup_s8_params *p, const int8_t *input,

@@ -26,14 +26,16 @@ static EK_INLINE int32_t ek_clamp_lstm(int32_t value)
 }
 
 /* One sum of a gate, as int16. */
-static EK_INLINE int32_t ek_lstm_sum_s8(const int8_t *x, const int8_t *w, int32_t length,
-                                        int32_t bias, int32_t multiplier, int32_t shift)
+static EK_INLINE int32_t ek_lstm_sum_s8(const int8_t *x, const EK_FLASH int8_t *w,
+                                        int32_t length, int32_t bias, int32_t multiplier,
+                                        int32_t shift)
 {
     return ek_clamp_lstm(ek_scale(ek_dot_s8(x, w, length, bias), multiplier, shift));
 }
 
-static EK_INLINE int32_t ek_lstm_sum_s16(const int16_t *x, const int8_t *w, int32_t length,
-                                         int64_t bias, int32_t multiplier, int32_t shift)
+static EK_INLINE int32_t ek_lstm_sum_s16(const int16_t *x, const EK_FLASH int8_t *w,
+                                         int32_t length, int64_t bias, int32_t multiplier,
+                                         int32_t shift)
 {
     return ek_requantize_s16(ek_dot_s16(x, w, length, 1, bias), multiplier, shift, 1, -32768,
                              32767);
@@ -59,15 +61,15 @@ static EK_INLINE int32_t ek_lstm_sum_s16(const int16_t *x, const int8_t *w, int3
         int32_t hidden_zero_point;                                                             \
         int32_t hidden_min;                                                                    \
         int32_t hidden_max;                                                                    \
-        const int8_t *input_filter;                                                            \
-        const bias_t *input_bias;                                                              \
-        const int32_t *input_multiplier;                                                       \
-        const int8_t *input_shift;                                                             \
-        const int8_t *hidden_filter;                                                           \
-        const bias_t *hidden_bias;                                                             \
-        const int32_t *hidden_multiplier;                                                      \
-        const int8_t *hidden_shift;                                                            \
-        const uint16_t *sigmoid;                                                               \
+        const EK_FLASH int8_t *input_filter;                                                   \
+        const EK_FLASH bias_t *input_bias;                                                     \
+        const EK_FLASH int32_t *input_multiplier;                                              \
+        const EK_FLASH int8_t *input_shift;                                                    \
+        const EK_FLASH int8_t *hidden_filter;                                                  \
+        const EK_FLASH bias_t *hidden_bias;                                                    \
+        const EK_FLASH int32_t *hidden_multiplier;                                             \
+        const EK_FLASH int8_t *hidden_shift;                                                   \
+        const EK_FLASH uint16_t *sigmoid;                                                      \
     } ek_lstm_##suffix##_params;                                                               \
                                                                                                \
     /* A gate before its function, times 3: the argument at the scale of the table. */         \

@@ -24,9 +24,9 @@ typedef struct {
     int32_t batch_step;
     int32_t time_step;
     float cell_clip;
-    const float *input_filter;
-    const float *hidden_filter;
-    const float *bias;
+    const EK_FLASH float *input_filter;
+    const EK_FLASH float *hidden_filter;
+    const EK_FLASH float *bias;
 } ek_lstm_f32_params;
 
 static EK_INLINE float ek_lstm_unit_f32(const ek_lstm_f32_params *p, const float *x,

@@ -79,6 +79,84 @@ static EK_INLINE ek_matmul_sums ek_matmul_dsp(const uint32_t *rows, const uint32
     return sums;
 }
 
+#if EK_HAS_DSP
+/* As EK_MATMUL_DSP_STEP, with weights of 4 bits. */
+#define EK_MATMUL_DSP_S4_STEP                                                                    \
+    "ldmia %[x]!, {r4, r5, r6, r8}\n\t"                                                           \
+    "ldr r9, [%[w]], #4\n\t"                                                                     \
+    "uxtb16 r10, r9\n\t"                                                                         \
+    "uxtb16 r9, r9, ror #8\n\t"                                                                  \
+    "smlad %[b0], r4, r10, %[b0]\n\t"                                                            \
+    "smlad %[b1], r6, r10, %[b1]\n\t"                                                            \
+    "and r10, r10, #0x000F000F\n\t"                                                              \
+    "smlad %[b0], r5, r9, %[b0]\n\t"                                                             \
+    "smlad %[b1], r8, r9, %[b1]\n\t"                                                             \
+    "and r9, r9, #0x000F000F\n\t"                                                                \
+    "smlad %[l0], r4, r10, %[l0]\n\t"                                                            \
+    "smlad %[l1], r6, r10, %[l1]\n\t"                                                            \
+    "smlad %[l0], r5, r9, %[l0]\n\t"                                                             \
+    "smlad %[l1], r8, r9, %[l1]\n\t"
+#endif
+
+/* Sums of the inputs of two rows. */
+typedef struct {
+    int32_t row_0;
+    int32_t row_1;
+} ek_row_sums;
+
+static EK_INLINE ek_row_sums ek_sum_rows_dsp(const uint32_t *rows, int32_t depth)
+{
+    const uint32_t ones = 0x00010001u;
+    ek_row_sums sums = {0, 0};
+    for (int32_t i = 0; i < depth; i += 4) {
+        sums.row_0 = ek_smlad(rows[1], ones, ek_smlad(rows[0], ones, sums.row_0));
+        sums.row_1 = ek_smlad(rows[3], ones, ek_smlad(rows[2], ones, sums.row_1));
+        rows += 4;
+    }
+    return sums;
+}
+
+/* ek_matmul_dsp with weights of 4 bits: a byte holds 16 * (w1 + 8) + w0 + 8, a word four inputs in
+ * their order. The eights are taken off again by the sums of the inputs. */
+static EK_INLINE ek_matmul_sums ek_matmul_dsp_s4(const uint32_t *rows, const uint32_t *weights,
+                                                 int32_t depth, ek_row_sums inputs)
+{
+    int32_t both_0 = 0;
+    int32_t both_1 = 0;
+    int32_t low_0 = 0;
+    int32_t low_1 = 0;
+    ek_matmul_sums sums;
+#if EK_HAS_DSP
+    /* 14 instructions for 16 products, and the loop. */
+    int32_t steps = depth / 4 + 1;
+    __asm__("lsrs %[n], %[n], #1\n\t"
+            "bcc 2f\n"
+            "1:\n\t" EK_MATMUL_DSP_S4_STEP "2:\n\t" EK_MATMUL_DSP_S4_STEP
+            "subs %[n], %[n], #1\n\t"
+            "bne 1b\n\t"
+            : [x] "+r"(rows), [w] "+r"(weights), [b0] "+r"(both_0), [b1] "+r"(both_1),
+              [l0] "+r"(low_0), [l1] "+r"(low_1), [n] "+r"(steps)
+            :
+            : "r4", "r5", "r6", "r8", "r9", "r10", "cc", "memory");
+#else
+    for (int32_t i = 0; i < depth / 4; ++i) {
+        const uint32_t even = *weights & 0x00FF00FFu;
+        const uint32_t odd = (*weights >> 8) & 0x00FF00FFu;
+        both_0 = ek_smlad(rows[1], odd, ek_smlad(rows[0], even, both_0));
+        both_1 = ek_smlad(rows[3], odd, ek_smlad(rows[2], even, both_1));
+        low_0 = ek_smlad(rows[1], odd & 0x000F000Fu, ek_smlad(rows[0], even & 0x000F000Fu, low_0));
+        low_1 = ek_smlad(rows[3], odd & 0x000F000Fu, ek_smlad(rows[2], even & 0x000F000Fu, low_1));
+        rows += 4;
+        weights += 1;
+    }
+#endif
+    sums.row_0_channel_0 = low_0 - 8 * inputs.row_0;
+    sums.row_0_channel_1 = ((both_0 - low_0) >> 4) - 8 * inputs.row_0;
+    sums.row_1_channel_0 = low_1 - 8 * inputs.row_1;
+    sums.row_1_channel_1 = ((both_1 - low_1) >> 4) - 8 * inputs.row_1;
+    return sums;
+}
+
 /* Widens `length` inputs (a multiple of 4) of one row; `rows` points to the row's first word.
  * Returns where the row goes on. */
 static EK_INLINE uint32_t *ek_widen_row(uint32_t *rows, const int8_t *input, int32_t length)
@@ -117,16 +195,19 @@ static EK_INLINE void ek_write_two_dsp(int8_t *y1, int8_t *y0, int32_t acc_1, in
 /* Multiplies two widened rows with all channels and writes their outputs; the second row's
  * only where `second` is 1. depth counts the inputs of a row (a multiple of 4); filter holds
  * depth / 2 words for each pair of channels. */
-static EK_NOINLINE void ek_matmul_dsp_write(const uint32_t *rows, int32_t depth, int32_t channels,
-                                          const uint32_t *filter, const int32_t *bias,
-                                          const int32_t *multiplier, const int8_t *right_shift,
-                                          int32_t zero_point, int32_t low, int32_t high,
-                                          int8_t *output, int32_t second)
+static EK_INLINE void ek_matmul_dsp_rows(int32_t weight_bits, const uint32_t *rows, int32_t depth,
+                                         int32_t channels, const uint32_t *filter,
+                                         const int32_t *bias, const int32_t *multiplier,
+                                         const int8_t *right_shift, int32_t zero_point, int32_t low,
+                                         int32_t high, int8_t *output, int32_t second)
 {
+    const ek_row_sums inputs = ek_sum_rows_dsp(rows, weight_bits == 4 ? depth : 0);
     int8_t *y0 = output;
     int8_t *y1 = output + (second ? channels : 0);
     for (int32_t c = 0; c < channels; c += 2) {
-        const ek_matmul_sums sums = ek_matmul_dsp(rows, filter, depth);
+        const ek_matmul_sums sums = weight_bits == 4
+                                        ? ek_matmul_dsp_s4(rows, filter, depth, inputs)
+                                        : ek_matmul_dsp(rows, filter, depth);
         /* Row 1 first: where there is none, row 0 overwrites what it left. */
         ek_write_two_dsp(y1 + c, y0 + c, sums.row_1_channel_0, sums.row_0_channel_0, bias[c],
                          multiplier[c], right_shift[c], zero_point, low, high);
@@ -135,8 +216,30 @@ static EK_NOINLINE void ek_matmul_dsp_write(const uint32_t *rows, int32_t depth,
                              bias[c + 1], multiplier[c + 1], right_shift[c + 1], zero_point, low,
                              high);
         }
-        filter += depth / 2;
+        filter += depth * weight_bits / 16;
     }
+}
+
+static EK_NOINLINE void ek_matmul_dsp_write(const uint32_t *rows, int32_t depth, int32_t channels,
+                                            const uint32_t *filter, const int32_t *bias,
+                                            const int32_t *multiplier, const int8_t *right_shift,
+                                            int32_t zero_point, int32_t low, int32_t high,
+                                            int8_t *output, int32_t second)
+{
+    ek_matmul_dsp_rows(8, rows, depth, channels, filter, bias, multiplier, right_shift, zero_point,
+                       low, high, output, second);
+}
+
+/* The same with weights of 4 bits: depth / 4 words for each pair of channels. */
+static EK_NOINLINE void ek_matmul_dsp_write_s4(const uint32_t *rows, int32_t depth,
+                                               int32_t channels, const uint32_t *filter,
+                                               const int32_t *bias, const int32_t *multiplier,
+                                               const int8_t *right_shift, int32_t zero_point,
+                                               int32_t low, int32_t high, int8_t *output,
+                                               int32_t second)
+{
+    ek_matmul_dsp_rows(4, rows, depth, channels, filter, bias, multiplier, right_shift, zero_point,
+                       low, high, output, second);
 }
 
 #endif

@@ -2,7 +2,7 @@
  * with the DSP extension.
  *
  * input        int8 [rows, depth], depth a multiple of 4
- * filter       two channels to a half, see ek_matmul_dsp.h
+ * filter       two channels to a half or, with weight_bits 4, to a byte, see ek_matmul_dsp.h
  * bias         int32 [channels], less input_zero_point * sum(filter) of the channel
  * right_shift  int8 [channels], in [1, 22]
  * output       int8 [rows, channels]
@@ -24,6 +24,7 @@ typedef struct {
     int32_t output_zero_point;
     int32_t activation_min;
     int32_t activation_max;
+    int32_t weight_bits;
     const uint32_t *filter;
     const int32_t *bias;
     const int32_t *multiplier;
@@ -40,9 +41,15 @@ static EK_INLINE void ek_matrix_dsp_s8(const ek_matrix_dsp_s8_params *p, const i
         const int8_t *x = input + row * p->depth;
         (void)ek_widen_row(scratch, x, p->depth);
         (void)ek_widen_row(scratch + 2, x + second * p->depth, p->depth);
-        ek_matmul_dsp_write(scratch, p->depth, p->channels, p->filter, p->bias, p->multiplier,
-                            p->right_shift, p->output_zero_point, p->activation_min,
-                            p->activation_max, output + row * p->channels, second);
+        if (p->weight_bits == 4) {
+            ek_matmul_dsp_write_s4(scratch, p->depth, p->channels, p->filter, p->bias, p->multiplier,
+                                   p->right_shift, p->output_zero_point, p->activation_min,
+                                   p->activation_max, output + row * p->channels, second);
+        } else {
+            ek_matmul_dsp_write(scratch, p->depth, p->channels, p->filter, p->bias, p->multiplier,
+                                p->right_shift, p->output_zero_point, p->activation_min,
+                                p->activation_max, output + row * p->channels, second);
+        }
     }
 }
 

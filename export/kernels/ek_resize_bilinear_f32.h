@@ -19,12 +19,12 @@ typedef struct {
     int32_t channels;
     int32_t output_height;
     int32_t output_width;
-    const uint16_t *row_low;
-    const uint16_t *row_high;
-    const float *row_fraction;
-    const uint16_t *column_low;
-    const uint16_t *column_high;
-    const float *column_fraction;
+    const EK_FLASH uint16_t *row_low;
+    const EK_FLASH uint16_t *row_high;
+    const EK_FLASH float *row_fraction;
+    const EK_FLASH uint16_t *column_low;
+    const EK_FLASH uint16_t *column_high;
+    const EK_FLASH float *column_fraction;
 } ek_resize_bilinear_f32_params;
 
 static EK_INLINE void ek_resize_bilinear_f32(const ek_resize_bilinear_f32_params *p,

@@ -45,6 +45,7 @@ static EK_INLINE void ek_resize_pixel(const int8_t *low, const int8_t *high,
                                       const ek_resize_place *y, const ek_resize_place *x,
                                       int32_t channels, int8_t *output)
 {
+    const int32_t half = (int32_t)1 << 19;
     const int32_t weight_ll = (1024 - y->fraction) * (1024 - x->fraction);
     const int32_t weight_hl = y->fraction * (1024 - x->fraction);
     const int32_t weight_lh = (1024 - y->fraction) * x->fraction;
@@ -53,7 +54,7 @@ static EK_INLINE void ek_resize_pixel(const int8_t *low, const int8_t *high,
         const int32_t sum =
             low[x->low * channels + i] * weight_ll + high[x->low * channels + i] * weight_hl +
             low[x->high * channels + i] * weight_lh + high[x->high * channels + i] * weight_hh;
-        output[i] = (int8_t)((sum + (sum > 0 ? 1 << 19 : -(1 << 19))) / (1 << 20));
+        output[i] = (int8_t)((sum + (sum > 0 ? half : -half)) / (2 * half));
     }
 }
 

@@ -17,8 +17,8 @@ typedef struct {
     int32_t output_height;
     int32_t output_width;
     int32_t pixel_bytes;
-    const uint16_t *row;
-    const uint16_t *column;
+    const EK_FLASH uint16_t *row;
+    const EK_FLASH uint16_t *column;
 } ek_resize_nearest_params;
 
 static EK_INLINE void ek_resize_nearest(const ek_resize_nearest_params *p, const int8_t *input,

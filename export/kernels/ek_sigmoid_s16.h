@@ -16,7 +16,7 @@ typedef struct {
     int32_t length;
     int32_t multiplier;
     int32_t shift;
-    const uint16_t *table;
+    const EK_FLASH uint16_t *table;
 } ek_sigmoid_s16_params;
 
 typedef ek_sigmoid_s16_params ek_logistic_s16_params;
@@ -28,8 +28,8 @@ static EK_INLINE int32_t ek_sigmoid_argument(const ek_sigmoid_s16_params *p, int
 }
 
 /* The table at x / 2^bits, times 2^bits; `saturated` where the table ends. */
-static EK_INLINE int32_t ek_interpolate_sigmoid(const uint16_t *table, int32_t x, int32_t bits,
-                                                int32_t saturated)
+static EK_INLINE int32_t ek_interpolate_sigmoid(const EK_FLASH uint16_t *table, int32_t x,
+                                                int32_t bits, int32_t saturated)
 {
     const int32_t entry = x >> bits;
     if (entry >= 255) {
@@ -43,7 +43,7 @@ static EK_INLINE int32_t ek_interpolate_sigmoid(const uint16_t *table, int32_t x
 }
 
 /* The sigmoid of x / (3 * 4096), times 2^15. */
-static EK_INLINE int16_t ek_logistic_of_s16(const uint16_t *table, int32_t x)
+static EK_INLINE int16_t ek_logistic_of_s16(const EK_FLASH uint16_t *table, int32_t x)
 {
     const int32_t size = x < 0 ? -x : x;
     const int32_t y = ek_interpolate_sigmoid(table, size, 9, (int32_t)0x7FFF * 1024);
@@ -51,7 +51,7 @@ static EK_INLINE int16_t ek_logistic_of_s16(const uint16_t *table, int32_t x)
 }
 
 /* tanh(x / (3 * 4096)) times 2^15: tanh(x) is 2 * sigmoid(2 * x) - 1. */
-static EK_INLINE int16_t ek_tanh_of_s16(const uint16_t *table, int32_t x)
+static EK_INLINE int16_t ek_tanh_of_s16(const EK_FLASH uint16_t *table, int32_t x)
 {
     const int32_t size = x < 0 ? -x : x;
     const int32_t sigmoid = ek_interpolate_sigmoid(table, size, 8, (int32_t)0xFFFF * 256);

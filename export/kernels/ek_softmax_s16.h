@@ -18,15 +18,15 @@ typedef struct {
     int32_t depth;
     int32_t multiplier;
     int32_t shift;
-    const int16_t *exp_table;
-    const int16_t *reciprocal_table;
+    const EK_FLASH int16_t *exp_table;
+    const EK_FLASH int16_t *reciprocal_table;
 } ek_softmax_s16_params;
 
 /* Between the two nearest of 513 entries, for x in [-32768, 32767]. */
-static EK_INLINE int32_t ek_look_up_s16(const int16_t *table, int32_t x)
+static EK_INLINE int32_t ek_look_up_s16(const EK_FLASH int16_t *table, int32_t x)
 {
     const int32_t index = 256 + (x >> 7);
-    const int32_t slope = table[index + 1] - table[index];
+    const int32_t slope = (int32_t)table[index + 1] - table[index];
     return table[index] + ((slope * (x & 127) + 64) >> 7);
 }
 
@@ -59,7 +59,7 @@ static EK_INLINE void ek_softmax_s16(const ek_softmax_s16_params *p, const int16
         {
             /* sum = (1 + x) * 2^(bits - 16) in Q15, x in [0, 1) */
             const int32_t bits = ek_bit_length(sum_q15);
-            const int64_t mantissa = (((int64_t)sum_q15 << (31 - bits)) + (1 << 13)) >> 14;
+            const int64_t mantissa = (((int64_t)sum_q15 << (31 - bits)) + ((int32_t)1 << 13)) >> 14;
             const int32_t x = (int32_t)mantissa - ((int32_t)1 << 15) - ((int32_t)1 << 16);
             const int32_t factor = ek_look_up_s16(p->reciprocal_table, ek_min_s32(x, INT16_MAX));
             const int32_t shift = bits - 1;

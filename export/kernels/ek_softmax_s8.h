@@ -25,15 +25,15 @@ typedef struct {
 static EK_INLINE int32_t ek_exp_of_negative_q5(int32_t x_q5)
 {
     /* exp(-2^(i - 2)) in Q0 */
-    static const int32_t factors[7] = {1672461947, 1302514674, 790015084, 290630308,
-                                       39332535,   720401,     242};
-    const int32_t quarter = 1 << 24;
+    static const EK_FLASH int32_t factors[7] = {1672461947, 1302514674, 790015084, 290630308,
+                                                39332535,   720401,     242};
+    const int32_t quarter = (int32_t)1 << 24;
     const int32_t exp_minus_eighth = 1895147668;
     const int32_t third = 715827883;
     const int32_t reduced = (x_q5 & (quarter - 1)) - quarter;
     const int32_t remainder = reduced - x_q5;
     /* Taylor series around -1/8 on [-1/4, 0), in Q0 */
-    const int32_t x = reduced * (1 << 5) + (1 << 28);
+    const int32_t x = reduced * (1 << 5) + ((int32_t)1 << 28);
     const int32_t x2 = ek_doubling_high_mul(x, x);
     const int32_t x3 = ek_doubling_high_mul(x2, x);
     const int32_t x4 = ek_doubling_high_mul(x2, x2);
@@ -44,7 +44,7 @@ static EK_INLINE int32_t ek_exp_of_negative_q5(int32_t x_q5)
         return INT32_MAX;
     }
     for (int32_t i = 0; i < 7; ++i) {
-        if (remainder & (1 << (24 + i))) {
+        if (remainder & ((int32_t)1 << (24 + i))) {
             result = ek_doubling_high_mul(result, factors[i]);
         }
     }
@@ -57,16 +57,18 @@ static EK_INLINE int32_t ek_one_over_one_plus_q0(int32_t a)
     const int32_t half_denominator = (int32_t)(((uint32_t)a + (uint32_t)INT32_MAX + 1u) >> 1);
     int32_t x_q2 = 1515870810 + ek_doubling_high_mul(half_denominator, -1010580540);
     for (int32_t i = 0; i < 3; ++i) {
-        const int32_t error_q2 = (1 << 29) - ek_doubling_high_mul(half_denominator, x_q2);
+        const int32_t error_q2 = ((int32_t)1 << 29) - ek_doubling_high_mul(half_denominator, x_q2);
         x_q2 += ek_doubling_high_mul(x_q2, error_q2) * (1 << 2);
     }
-    return x_q2 > (1 << 30) - 1 ? INT32_MAX : x_q2 * (1 << 1);
+    return x_q2 > ((int32_t)1 << 30) - 1 ? INT32_MAX : x_q2 * (1 << 1);
 }
 
 static EK_INLINE int32_t ek_leading_zeros(uint32_t x)
 {
 #if defined(__GNUC__) && __SIZEOF_INT__ == 4
     return __builtin_clz(x);
+#elif defined(__GNUC__) && __SIZEOF_LONG__ == 4
+    return __builtin_clzl(x);
 #else
     int32_t zeros = 0;
     while ((x & 0x80000000u) == 0) {

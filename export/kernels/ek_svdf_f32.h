@@ -22,9 +22,9 @@ typedef struct {
     int32_t memory;
     float activation_min;
     float activation_max;
-    const float *feature;
-    const float *time;
-    const float *bias;
+    const EK_FLASH float *feature;
+    const EK_FLASH float *time;
+    const EK_FLASH float *bias;
 } ek_svdf_f32_params;
 
 static EK_INLINE void ek_svdf_f32(const ek_svdf_f32_params *p, const float *input, float *output,

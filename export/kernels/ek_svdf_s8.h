@@ -32,10 +32,10 @@
         int32_t output_multiplier;                                                             \
         int32_t output_shift;                                                                  \
         int32_t output_zero_point;                                                             \
-        const int8_t *feature;                                                                 \
-        const int32_t *feature_bias;                                                           \
-        const state_t *time;                                                                   \
-        const int32_t *bias;                                                                   \
+        const EK_FLASH int8_t *feature;                                                        \
+        const EK_FLASH int32_t *feature_bias;                                                  \
+        const EK_FLASH state_t *time;                                                          \
+        const EK_FLASH int32_t *bias;                                                          \
     } ek_svdf_s8_##suffix##_params;                                                            \
                                                                                                \
     static EK_INLINE void ek_svdf_s8_##suffix(const ek_svdf_s8_##suffix##_params *p,           \
@@ -43,9 +43,9 @@
                                               state_t *state)                                  \
     {                                                                                          \
         for (int32_t batch = 0; batch < p->batches; ++batch) {                                 \
-            const int8_t *feature = p->feature;                                                \
-            const int32_t *feature_bias = p->feature_bias;                                     \
-            const state_t *time = p->time;                                                     \
+            const EK_FLASH int8_t *feature = p->feature;                                       \
+            const EK_FLASH int32_t *feature_bias = p->feature_bias;                            \
+            const EK_FLASH state_t *time = p->time;                                            \
             for (int32_t unit = 0; unit < p->units; ++unit) {                                  \
                 int32_t acc = p->bias[unit];                                                   \
                 for (int32_t factor = 0; factor < p->rank; ++factor) {                         \

@@ -30,8 +30,8 @@ typedef struct {
     int32_t pad_left;
     float activation_min;
     float activation_max;
-    const float *filter;
-    const float *bias;
+    const EK_FLASH float *filter;
+    const EK_FLASH float *bias;
 } ek_transpose_conv_f32_params;
 
 static EK_INLINE void ek_transpose_conv_f32(const ek_transpose_conv_f32_params *p,
@@ -54,7 +54,7 @@ static EK_INLINE void ek_transpose_conv_f32(const ek_transpose_conv_f32_params *
                             const int32_t tap_x = x_at - in_x * p->stride_width;
                             const float *x =
                                 input + (in_y * p->input_width + in_x) * p->input_channels;
-                            const float *w =
+                            const EK_FLASH float *w =
                                 p->filter
                                 + ((channel * p->filter_height + tap_y) * p->filter_width + tap_x)
                                       * p->input_channels;

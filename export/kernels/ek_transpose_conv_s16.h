@@ -33,10 +33,10 @@ typedef struct {
     int32_t per_channel;
     int32_t scales_wide;
     int32_t sums_wide;
-    const int8_t *filter;
-    const int64_t *bias;
-    const int32_t *multiplier;
-    const int8_t *shift;
+    const EK_FLASH int8_t *filter;
+    const EK_FLASH int64_t *bias;
+    const EK_FLASH int32_t *multiplier;
+    const EK_FLASH int8_t *shift;
 } ek_transpose_conv_s16_params;
 
 static EK_INLINE void ek_transpose_conv_s16(const ek_transpose_conv_s16_params *p,
@@ -60,7 +60,7 @@ static EK_INLINE void ek_transpose_conv_s16(const ek_transpose_conv_s16_params *
                             const int32_t tap_x = x_at - in_x * p->stride_width;
                             const int16_t *x =
                                 input + (in_y * p->input_width + in_x) * p->input_channels;
-                            const int8_t *w =
+                            const EK_FLASH int8_t *w =
                                 p->filter
                                 + ((channel * p->filter_height + tap_y) * p->filter_width + tap_x)
                                       * p->input_channels;

@@ -34,10 +34,10 @@ typedef struct {
     int32_t activation_max;
     int32_t per_channel;
     int32_t shifts_left;
-    const int8_t *filter;
-    const int32_t *bias;
-    const int32_t *multiplier;
-    const int8_t *shift;
+    const EK_FLASH int8_t *filter;
+    const EK_FLASH int32_t *bias;
+    const EK_FLASH int32_t *multiplier;
+    const EK_FLASH int8_t *shift;
 } ek_transpose_conv_s8_params;
 
 static EK_INLINE void ek_transpose_conv_s8(const ek_transpose_conv_s8_params *p,
@@ -61,7 +61,7 @@ static EK_INLINE void ek_transpose_conv_s8(const ek_transpose_conv_s8_params *p,
                             const int32_t tap_x = x_at - in_x * p->stride_width;
                             const int8_t *x =
                                 input + (in_y * p->input_width + in_x) * p->input_channels;
-                            const int8_t *w =
+                            const EK_FLASH int8_t *w =
                                 p->filter
                                 + ((channel * p->filter_height + tap_y) * p->filter_width + tap_x)
                                       * p->input_channels;

@@ -20,8 +20,10 @@ typedef struct {
 static EK_INLINE ek_angle_f32 ek_reduce_angle_f32(float x)
 {
     /* 2 / pi, after 32 zero bits */
-    static const uint32_t two_over_pi[8] = {0x00000000u, 0xA2F9836Eu, 0x4E441529u, 0xFC2757D1u,
-                                            0xF534DDC0u, 0xDB629599u, 0x3C439041u, 0xFE5163ABu};
+    static const EK_FLASH uint32_t two_over_pi[8] = {
+        0x00000000u, 0xA2F9836Eu, 0x4E441529u, 0xFC2757D1u,
+        0xF534DDC0u, 0xDB629599u, 0x3C439041u, 0xFE5163ABu,
+    };
     ek_angle_f32 result = {0, x};
     if (x > 7.85398185e-01f) {
         const uint32_t bits = ek_bits_of_f32(x);

@@ -70,6 +70,18 @@ def pack_channel_pairs(matrix: NDArray[np.int64]) -> Array:
     return np.ascontiguousarray(ordered).view(np.uint32).reshape(-1)
 
 
+def pack_channel_pairs_int4(matrix: NDArray[np.int64]) -> Array:
+    """Packs ``[channels, inputs]`` int4 weights for ``ek_matmul_dsp_s4``.
+
+    Returns:
+        uint32 words: for each pair of channels (the last may be alone, its partner is zero)
+        the bytes ``16 * (w1 + 8) + w0 + 8``, with zero weights up to a multiple of 4 inputs.
+    """
+    channels, inputs = matrix.shape
+    padded = np.pad(matrix, ((0, channels % 2), (0, -inputs % 4))) + 8
+    return (16 * padded[1::2] + padded[0::2]).astype(np.uint8).view(np.uint32).reshape(-1)
+
+
 @dataclass(frozen=True, eq=False)
 class Channels:
     """What a kernel multiplies, adds and scales with, per output channel.
@@ -86,9 +98,11 @@ class Channels:
     multiplier: NDArray[np.int64]
     right_shift: NDArray[np.int64]
 
-    def shifts_fit(self) -> bool:
-        """Tells whether all shifts suit ``ek_requantize_dsp``."""
-        return all(int(shift) in _RIGHT_SHIFTS for shift in self.right_shift)
+    def shifts_fit(self, *, none_too: bool = False) -> bool:
+        """Tells whether all shifts suit ``ek_requantize_dsp``, or are 0 where that is taken too."""
+        none = none_too & (self.right_shift == 0)
+        fit: NDArray[np.bool_] = none | np.isin(self.right_shift, list(_RIGHT_SHIFTS))
+        return bool(fit.all())
 
     def accumulators_fit(self, largest_input: int) -> bool:
         """Proves that accumulators stay below 2**30 for inputs up to a magnitude."""
@@ -103,6 +117,10 @@ class Channels:
         halves = _halves(self.matrix)
         sums = 128 * np.abs(halves).sum(axis=1)
         return bool(np.abs(halves).max(initial=0) <= 32767 and sums.max(initial=0) <= INT32_MAX)
+
+    def int4_pairs_fit(self) -> bool:
+        """Proves that no input overflows the sums of ``ek_matmul_dsp_s4``."""
+        return bool(128 * 255 * (self.matrix.shape[1] + 3) <= INT32_MAX)
 
     def tables(self, filters: Array) -> dict[str, Array]:
         """Returns the tables of the C kernels."""
@@ -181,19 +199,31 @@ def _channels(
     return simplify_constant_channels(channels, low, high), offset
 
 
+def _is_int4(op: Op, graph: Graph) -> bool:
+    return op.input(graph, 1).dtype is DType.INT4
+
+
 def _is_int8(op: Op, graph: Graph) -> bool:
-    tensors = (op.input(graph, 0), op.input(graph, 1), op.output(graph))
-    return all(tensor.dtype is DType.INT8 for tensor in tensors)
+    """Tells whether activations are int8, and weights int8 or int4."""
+    activations = (op.input(graph, 0), op.output(graph))
+    weights = op.input(graph, 1).dtype in (DType.INT8, DType.INT4)
+    return weights and all(tensor.dtype is DType.INT8 for tensor in activations)
 
 
 def _weights_fit(op: Op, graph: Graph) -> bool:
     channels, _ = _channels(op, graph, _matrix_of(op, graph), padded=False)
-    return channels.shifts_fit() and channels.accumulators_fit(128) and channels.pairs_fit()
+    pairs_fit = channels.int4_pairs_fit() if _is_int4(op, graph) else channels.pairs_fit()
+    return channels.shifts_fit() and channels.accumulators_fit(128) and pairs_fit
 
 
 def _tables(op: Op, graph: Graph) -> dict[str, Array]:
     channels, _ = _channels(op, graph, _matrix_of(op, graph), padded=False)
-    return channels.tables(pack_channel_pairs(channels.matrix))
+    pack = pack_channel_pairs_int4 if _is_int4(op, graph) else pack_channel_pairs
+    return channels.tables(pack(channels.matrix))
+
+
+def _weight_bits(op: Op, graph: Graph) -> int:
+    return 4 if _is_int4(op, graph) else 8
 
 
 def _output_scalars(op: Op, graph: Graph) -> dict[str, int]:
@@ -231,7 +261,7 @@ def _lower_vector(op: FullyConnected, graph: Graph) -> tuple[KernelCall, ...]:
 
 
 def _accepts_vector(op: FullyConnected, graph: Graph) -> bool:
-    return _accepts_dense(op, graph) and op.rows(graph) == 1
+    return _accepts_dense(op, graph) and op.rows(graph) == 1 and not _is_int4(op, graph)
 
 
 def _accepts_quad_vector(op: FullyConnected, graph: Graph) -> bool:
@@ -254,7 +284,7 @@ def _cost_quad_vector(op: FullyConnected, graph: Graph) -> float:
 
 
 def _accepts_rows(op: FullyConnected, graph: Graph) -> bool:
-    return _accepts_dense(op, graph) and op.rows(graph) > 1
+    return _accepts_dense(op, graph) and (op.rows(graph) > 1 or _is_int4(op, graph))
 
 
 def _cost_vector(op: FullyConnected, graph: Graph) -> float:
@@ -273,6 +303,7 @@ def _lower_matrix(op: Op, graph: Graph) -> tuple[KernelCall, ...]:
         "depth": depth,
         "channels": channels,
         **_output_scalars(op, graph),
+        "weight_bits": _weight_bits(op, graph),
     }
     call = KernelCall(
         "ek_matrix_dsp_s8",
@@ -282,6 +313,7 @@ def _lower_matrix(op: Op, graph: Graph) -> tuple[KernelCall, ...]:
         (op.inputs[0],),
         op.outputs[0],
         scratch=(_widened_pair(depth),),
+        specialise=("weight_bits",),
     )
     return (call,)
 
@@ -346,6 +378,7 @@ def _lower_window(op: Conv2D, graph: Graph) -> tuple[KernelCall, ...]:
         "channels": channels,
         **window,
         **_output_scalars(op, graph),
+        "weight_bits": _weight_bits(op, graph),
     }
     by_bytes = x.shape[3] % 4 != 0
     call = KernelCall(
@@ -356,7 +389,10 @@ def _lower_window(op: Conv2D, graph: Graph) -> tuple[KernelCall, ...]:
         (x.index,),
         y.index,
         scratch=(_widened_pair(depth), Scratch(DType.INT8, depth if by_bytes else 1)),
-        specialise=("dilation_height", *(("input_channels", "filter_width") if by_bytes else ())),
+        specialise=(
+            *("dilation_height", "weight_bits"),
+            *(("input_channels", "filter_width") if by_bytes else ()),
+        ),
     )
     return (call,)
 
@@ -379,7 +415,7 @@ def _accepts_depthwise(op: DepthwiseConv2D, graph: Graph) -> bool:
     if not _is_int8(op, graph) or x.shape[0] != 1 or x.shape[3] % 4 or y.shape[3] != x.shape[3]:
         return False
     channels, _ = _depthwise_channels(op, graph)
-    return channels.shifts_fit() and channels.accumulators_fit(255)
+    return channels.shifts_fit(none_too=True) and channels.accumulators_fit(255)
 
 
 def _depthwise_channels(op: DepthwiseConv2D, graph: Graph) -> tuple[Channels, int]:
@@ -402,6 +438,7 @@ def _lower_depthwise(op: DepthwiseConv2D, graph: Graph) -> tuple[KernelCall, ...
         **window_scalars(x, y, op.windows(graph)),
         "input_offset": input_offset,
         **_output_scalars(op, graph),
+        "unshifted": int(np.any(channels.right_shift == 0)),
     }
     filters = np.ascontiguousarray(channels.matrix.T).astype(np.int8).reshape(-1)
     call = KernelCall(
@@ -411,7 +448,7 @@ def _lower_depthwise(op: DepthwiseConv2D, graph: Graph) -> tuple[KernelCall, ...
         channels.tables(filters),
         (x.index,),
         y.index,
-        specialise=("filter_width", "dilation_height", "dilation_width"),
+        specialise=("filter_width", "dilation_height", "dilation_width", "unshifted"),
     )
     return (call,)
 

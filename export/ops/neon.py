@@ -84,7 +84,7 @@ def pack_quads(matrix: NDArray[np.int64]) -> Array:
         of the block / 4, 4 channels, 4 inputs] where inputs are left.
     """
     padded = _padded(matrix, 4, 4)
-    whole = padded.shape[0] // 16 * 16
+    whole = matrix.shape[0] // 16 * 16  # blocks without a channel that is not there
     return np.concatenate([_quads(padded[:whole], 16), _quads(padded[whole:], 4)])
 
 

@@ -2,8 +2,8 @@
  *
  * It speaks MLPerf Tiny's DUT protocol (commands that end in '%', answers that end in
  * "m-ready"), so that MLCommons' runner can drive it, and commands of edgekiln's own: data,
- * output, about, counters, selftest. The answers to the last four end in '*' and the CRC-32 of
- * what stands before it in the line. SPEC.md describes both.
+ * run, output, about, counters, selftest. The answers to the last five end in '*' and the
+ * CRC-32 of what stands before it in the line. SPEC.md describes both.
  *
  * A model that remembers starts anew with each load, unless `stream 1` says that the loads
  * belong together.
@@ -12,6 +12,9 @@
  * write into the model's input in the arena. invoke overwrites that input, so only the first
  * inference after a load has a meaning. Its output is kept, and is what `results` and `output`
  * answer; what `infer` runs after it is there to be timed.
+ *
+ * For MLPerf Tiny's four models `db` takes what its runner sends: pixels (ic01, vww01), or real
+ * numbers, of which `results` tells how well the model reconstructs them (ad01).
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -47,14 +50,19 @@ struct output {
 #endif
 };
 
-static const struct span inputs[] = EK_MODEL_INPUTS;
-static const struct output outputs[] = EK_MODEL_OUTPUTS;
+static const EK_FLASH struct span inputs[] = EK_MODEL_INPUTS;
+static const EK_FLASH struct output outputs[] = EK_MODEL_OUTPUTS;
 
 static int8_t arena[EK_MODEL_ARENA_BYTES] __attribute__((aligned(16), section(".bss.ek_arena")));
 static uint8_t kept_output[EK_MODEL_OUTPUT_BYTES]; /* of the first inference after a load */
 #if EK_MODEL_STATE_BYTES
 static EK_MODEL_STATE state;
 static uint8_t is_stream; /* whether a load leaves the state as it is */
+static uint32_t steps;    /* inferences since the model forgot */
+#endif
+#if EK_APP_RECONSTRUCTS
+static int32_t real_input[EK_MODEL_INPUT_BYTES]; /* what was loaded as real numbers, Q20 */
+static uint32_t real_word;                       /* the bytes of the one that is coming */
 #endif
 
 static struct {
@@ -63,6 +71,7 @@ static struct {
     uint32_t input_crc;
     uint32_t line_crc;
     uint32_t inferences; /* since the load was complete */
+    uint32_t elapsed_us; /* what the last `infer` or `run` timed */
     uint8_t command_ended;
 } app;
 
@@ -85,10 +94,21 @@ static void put(char character)
     ek_port_put((uint8_t)character);
 }
 
-static void put_text(const char *text)
+/* Texts are literals, which stay in flash. Each function that takes them has a macro of its name
+ * less the last word, which makes the literal. */
+static void put_text_of(const EK_FLASH char *text)
 {
     while (*text != '\0') {
         put(*text++);
+    }
+}
+#define put_text(literal) put_text_of(EK_TEXT(literal))
+
+/* A word in RAM. */
+static void put_word(const char *word)
+{
+    while (*word != '\0') {
+        put(*word++);
     }
 }
 
@@ -122,32 +142,38 @@ static EK_NOINLINE void put_number(uint32_t value)
     put_decimal(value, 0u, 1u);
 }
 
-static EK_NOINLINE void put_line(const char *text)
+static EK_NOINLINE void put_line_of(const EK_FLASH char *text)
 {
-    put_text(text);
+    put_text_of(text);
     put_text("\r\n");
 }
+#define put_line(literal) put_line_of(EK_TEXT(literal))
 
-static EK_NOINLINE void put_error(const char *text)
+static EK_NOINLINE void put_error_of(const EK_FLASH char *text)
 {
     put_text("e-[");
-    put_text(text);
+    put_text_of(text);
     put_line("]");
 }
+#define put_error(literal) put_error_of(EK_TEXT(literal))
 
 /* A line that holds one number: text, number, end. */
-static EK_NOINLINE void put_number_line(const char *text, uint32_t number, const char *end)
+static EK_NOINLINE void put_number_line_of(const EK_FLASH char *text, uint32_t number,
+                                           const EK_FLASH char *end)
 {
-    put_text(text);
+    put_text_of(text);
     put_number(number);
-    put_line(end);
+    put_line_of(end);
 }
+#define put_number_line(literal, number, end) \
+    put_number_line_of(EK_TEXT(literal), number, EK_TEXT(end))
 
-static void begin_checked_line(const char *text)
+static void begin_checked_line_of(const EK_FLASH char *text)
 {
     app.line_crc = 0xFFFFFFFFu;
-    put_text(text);
+    put_text_of(text);
 }
+#define begin_checked_line(literal) begin_checked_line_of(EK_TEXT(literal))
 
 static void end_checked_line(void)
 {
@@ -234,7 +260,7 @@ static EK_NOINLINE uint32_t hex_value(char digit)
     return 16u;
 }
 
-static int same_text(const char *a, const char *b)
+static int same_text(const char *a, const EK_FLASH char *b)
 {
     while (*a != '\0' && *a == *b) {
         ++a;
@@ -267,17 +293,50 @@ static EK_NOINLINE void invoke(void)
     __asm__ volatile(".globl ek_invoke_end\nek_invoke_end:" ::: "memory");
 }
 
-static void run_inference(void)
+#if EK_MODEL_STATE_BYTES
+static void forget(void)
+{
+    EK_MODEL_RESET(&state);
+    steps = 0;
+}
+#endif
+
+static EK_NOINLINE void run_inference(void)
 {
     invoke();
+    (void)ek_port_now();
+#if EK_MODEL_STATE_BYTES
+    ++steps;
+#endif
     if (app.inferences++ != 0u) {
         return;
     }
     uint8_t *to = kept_output;
     for (uint32_t i = 0; i < COUNT_OF(outputs); ++i) {
-        memcpy(to, arena + outputs[i].span.offset, outputs[i].span.bytes);
+        memcpy(to, arena + outputs[i].span.offset, (size_t)outputs[i].span.bytes);
         to += outputs[i].span.bytes;
     }
+}
+
+/* Runs inferences between two looks at the clock. */
+static EK_NOINLINE void time_inferences(uint32_t count, struct ek_time times[2])
+{
+    times[0] = ek_port_now();
+    while (count-- > 0u) {
+        run_inference();
+    }
+    times[1] = ek_port_now();
+    app.elapsed_us = (times[1].seconds - times[0].seconds) * 1000000u;
+    app.elapsed_us += times[1].microseconds - times[0].microseconds;
+}
+
+static int has_input(void)
+{
+    if (app.load_bytes == 0u || app.loaded_bytes != app.load_bytes) {
+        put_error("No complete input is loaded");
+        return 0;
+    }
+    return 1;
 }
 
 static int has_result(void)
@@ -296,11 +355,11 @@ typedef uint32_t product;
 typedef uint64_t product;
 #endif
 
-static void put_code(const struct output *output, int32_t code)
+static void put_code(const EK_FLASH struct output *output, int32_t code)
 {
     const int32_t centred = code - output->zero_point;
     const uint32_t magnitude = (uint32_t)(centred < 0 ? -centred : centred);
-    const uint32_t half = output->shift != 0u ? 1u << (output->shift - 1u) : 0u;
+    const uint32_t half = output->shift != 0u ? (uint32_t)1 << (output->shift - 1u) : 0u;
     const product scaled = (product)magnitude * (uint32_t)output->multiplier + half;
     const uint32_t value = (uint32_t)(scaled >> output->shift);
     if (centred < 0 && value != 0u) {
@@ -313,7 +372,7 @@ static void put_code(const struct output *output, int32_t code)
 #if EK_OUTPUTS_INT8
 #define ELEMENT_BYTES(output) 1u
 
-static void put_value(const struct output *output, const uint8_t *bytes)
+static void put_value(const EK_FLASH struct output *output, const uint8_t *bytes)
 {
     put_code(output, (int8_t)*bytes);
 }
@@ -321,7 +380,7 @@ static void put_value(const struct output *output, const uint8_t *bytes)
 #define ELEMENT_BYTES(output) ((output)->element_bytes)
 
 #if EK_HAS_CODES || EK_HAS_INTEGERS
-static int64_t read_integer(const struct output *output, const uint8_t *bytes)
+static int64_t read_integer(const EK_FLASH struct output *output, const uint8_t *bytes)
 {
     const uint64_t sign = (uint64_t)1 << (8u * output->element_bytes - 1u);
     uint64_t value = 0;
@@ -399,7 +458,7 @@ static void put_real(uint32_t bits)
         put('-');
     }
     if (size >= 0x7F800000u) {
-        put_text(size == 0x7F800000u ? "inf" : "nan");
+        put_text_of(size == 0x7F800000u ? EK_TEXT("inf") : EK_TEXT("nan"));
         return;
     }
     if (size != 0u) {
@@ -419,7 +478,7 @@ static void put_real(uint32_t bits)
 }
 #endif
 
-static void put_value(const struct output *output, const uint8_t *bytes)
+static void put_value(const EK_FLASH struct output *output, const uint8_t *bytes)
 {
 #if EK_HAS_REALS
     if (output->prints_as == EK_PRINT_REALS) {
@@ -441,10 +500,86 @@ static void put_value(const struct output *output, const uint8_t *bytes)
 }
 #endif
 
+/* ---- Real numbers for a model that reconstructs its input ---- */
+
+#if EK_APP_RECONSTRUCTS
+#define Q20_MAX 0x3FFFFFFF /* just below 1024, which no feature reaches */
+
+/* A float32 in Q20, rounded; saturates. */
+static int32_t to_q20(uint32_t bits)
+{
+    const uint32_t exponent = (bits >> 23) & 0xFFu;
+    const uint32_t mantissa = (bits & 0x7FFFFFu) | 0x800000u;
+    uint32_t value = 0;
+    if (exponent >= 137u) {
+        value = Q20_MAX;
+    } else if (exponent >= 130u) {
+        value = mantissa << (exponent - 130u);
+    } else if (exponent > 105u) {
+        value = ((mantissa >> (129u - exponent)) + 1u) >> 1;
+    }
+    return (bits >> 31) != 0u ? -(int32_t)value : (int32_t)value;
+}
+
+/* value * multiplier / 2^shift, halves away from zero. */
+static int32_t scale(int32_t value, uint32_t multiplier, uint32_t shift)
+{
+    const uint32_t magnitude = (uint32_t)(value < 0 ? -value : value);
+    const uint64_t rounded = (uint64_t)magnitude * multiplier + ((uint64_t)1 << (shift - 1u));
+    const int32_t scaled = (int32_t)(rounded >> shift);
+    return value < 0 ? -scaled : scaled;
+}
+
+/* Puts a byte of the load in its place: of codes, or of real numbers that become codes. */
+static void place_byte(uint32_t position, uint8_t byte)
+{
+    if (app.load_bytes == EK_MODEL_INPUT_BYTES) {
+        *input_byte(position) = (int8_t)byte;
+        return;
+    }
+    real_word = (real_word >> 8) | ((uint32_t)byte << 24);
+    if (position % 4u == 3u) {
+        const int32_t value = to_q20(real_word);
+        const int32_t code = EK_INPUT_ZERO_POINT + scale(value, EK_INPUT_MULTIPLIER, EK_INPUT_SHIFT);
+        const int32_t low = code < -128 ? -128 : code;
+        real_input[position / 4u] = value;
+        *input_byte(position / 4u) = (int8_t)(low > 127 ? 127 : low);
+    }
+}
+
+/* The mean of the squared differences between the output and the input, in thousandths. */
+static uint32_t reconstruction_error(void)
+{
+    uint64_t sum = 0; /* Q32 */
+    for (uint32_t i = 0; i < EK_MODEL_INPUT_BYTES; ++i) {
+        const int32_t centred = (int8_t)kept_output[i] - EK_OUTPUT_ZERO_POINT;
+        const int32_t output = scale(centred, EK_OUTPUT_MULTIPLIER, EK_OUTPUT_SHIFT);
+        const int32_t difference = output - real_input[i];
+        const uint32_t size = (uint32_t)(difference < 0 ? -difference : difference) >> 4;
+        sum += (uint64_t)size * size;
+    }
+    return (uint32_t)((sum / EK_MODEL_INPUT_BYTES * 1000u + 0x80000000u) >> 32);
+}
+#else
+static void place_byte(uint32_t position, uint8_t byte)
+{
+    *input_byte(position) = (int8_t)byte;
+}
+#endif
+
+/* ---- Results ---- */
+
 static void put_results(void)
 {
     const uint8_t *value = kept_output;
     put_text("m-results-[");
+#if EK_APP_RECONSTRUCTS
+    if (app.load_bytes != EK_MODEL_INPUT_BYTES) {
+        put_decimal(reconstruction_error(), 3u, 4u);
+        put_line("]");
+        return;
+    }
+#endif
     for (uint32_t i = 0; i < COUNT_OF(outputs); ++i) {
         for (uint32_t j = 0; j < outputs[i].span.bytes; j += ELEMENT_BYTES(&outputs[i])) {
             if (value != kept_output) {
@@ -480,7 +615,7 @@ static void db_load(void)
     const uint32_t bytes = read_number(0u);
     app.load_bytes = 0;
     app.inferences = 0;
-    if (bytes != EK_MODEL_INPUT_BYTES) {
+    if (bytes != EK_MODEL_INPUT_BYTES && bytes != EK_MODEL_INPUT_BYTES * EK_APP_ELEMENT_BYTES) {
         put_number_line("e-[The model takes ", EK_MODEL_INPUT_BYTES, " bytes]");
         return;
     }
@@ -489,7 +624,7 @@ static void db_load(void)
     app.input_crc = 0xFFFFFFFFu;
 #if EK_MODEL_STATE_BYTES
     if (is_stream == 0u) {
-        EK_MODEL_RESET(&state);
+        forget();
     }
 #endif
     put_number_line("m-[Expecting ", bytes, " bytes]");
@@ -508,7 +643,7 @@ static int can_store(void)
 /* Appends to the input. Returns 1 when it is complete; what follows is disregarded. */
 static int store(uint8_t byte)
 {
-    *input_byte(app.loaded_bytes) = (int8_t)byte;
+    place_byte(app.loaded_bytes, byte);
     app.input_crc = crc32_update(app.input_crc, byte);
     if (++app.loaded_bytes != app.load_bytes) {
         return 0;
@@ -532,7 +667,7 @@ static void db_store(char first)
             put_error("Invalid hex digits");
             return;
         }
-        if (store((uint8_t)(high * 16u + low))) {
+        if (store((uint8_t)((high * 16u + low) ^ EK_APP_DB_XOR))) {
             return;
         }
         character = next_character();
@@ -541,15 +676,15 @@ static void db_store(char first)
 
 static void db_print(void)
 {
-    if (app.inferences != 0u) {
-        put_error("Overwritten by infer");
+    if (app.inferences != 0u || app.load_bytes > EK_MODEL_INPUT_BYTES) {
+        put_error("Overwritten");
         return;
     }
     for (uint32_t i = 0; i < app.load_bytes; ++i) {
         if (i % 8u == 0u) {
             put_text("m-buffer-");
         }
-        put_hex(i < app.loaded_bytes ? (uint8_t)*input_byte(i) : 0u, 2u);
+        put_hex(i < app.loaded_bytes ? (uint8_t)*input_byte(i) ^ EK_APP_DB_XOR : 0u, 2u);
         if (i % 8u == 7u || i + 1u == app.load_bytes) {
             put_line("");
         } else {
@@ -568,11 +703,11 @@ static void do_db(void)
     }
     if (first == 'l' || first == 'p') {
         read_word(rest, sizeof rest);
-        if (first == 'l' && same_text(rest, "oad")) {
+        if (first == 'l' && same_text(rest, EK_TEXT("oad"))) {
             db_load();
             return;
         }
-        if (first == 'p' && same_text(rest, "rint")) {
+        if (first == 'p' && same_text(rest, EK_TEXT("rint"))) {
             db_print();
             return;
         }
@@ -592,8 +727,7 @@ static void do_infer(void)
         put_error("Inference iterations must be >0");
         return;
     }
-    if (app.load_bytes == 0u || app.loaded_bytes != app.load_bytes) {
-        put_error("No complete input is loaded");
+    if (!has_input()) {
         return;
     }
     put_number_line("m-warmup-start-", warmups, "");
@@ -602,13 +736,10 @@ static void do_infer(void)
     }
     put_line("m-warmup-done");
     put_number_line("m-infer-start-", count, "");
-    const struct ek_time start = ek_port_now();
-    while (count-- > 0u) {
-        run_inference();
-    }
-    const struct ek_time end = ek_port_now();
-    put_time(start);
-    put_time(end);
+    struct ek_time times[2];
+    time_inferences(count, times);
+    put_time(times[0]);
+    put_time(times[1]);
     put_line("m-infer-done");
     put_results();
 }
@@ -643,6 +774,14 @@ static void do_data(void)
     }
 }
 
+static EK_NOINLINE void put_field_of(const EK_FLASH char *name, uint32_t value)
+{
+    put_text_of(name);
+    put_number(value);
+}
+#define put_field(literal, value) put_field_of(EK_TEXT(literal), value)
+
+/* `runs` tells a host what it cannot see on a bad line: whether an inference was done twice. */
 static void do_output(void)
 {
     if (!has_result()) {
@@ -650,6 +789,12 @@ static void do_output(void)
     }
     begin_checked_line("m-output-[input_crc=");
     put_hex(~app.input_crc, 8u);
+#if EK_MODEL_STATE_BYTES
+    put_field(",runs=", steps);
+#else
+    put_field(",runs=", app.inferences);
+#endif
+    put_field(",us=", app.elapsed_us);
     put_text(",data=");
     for (uint32_t i = 0; i < EK_MODEL_OUTPUT_BYTES; ++i) {
         put_hex(kept_output[i], 2u);
@@ -657,15 +802,24 @@ static void do_output(void)
     end_checked_line();
 }
 
-static void put_field(const char *name, uint32_t value)
+/* What `infer 1 0` and `output` do, without numbers that the line could change. */
+static void do_run(void)
 {
-    put_text(name);
-    put_number(value);
+    struct ek_time times[2];
+    if (!has_input()) {
+        return;
+    }
+    if (app.inferences != 0u) {
+        put_error("Overwritten");
+        return;
+    }
+    time_inferences(1u, times);
+    do_output();
 }
 
 static void do_about(void)
 {
-    static const uint8_t digest[32] = EK_MODEL_SHA256;
+    static const EK_FLASH uint8_t digest[32] = EK_MODEL_SHA256;
     begin_checked_line("m-about-[model=" EK_MODEL_NAME ",sha256=");
     for (uint32_t i = 0; i < sizeof digest; ++i) {
         put_hex(digest[i], 2u);
@@ -692,7 +846,7 @@ static void do_stream(void)
     app.load_bytes = 0;
     app.loaded_bytes = 0;
     app.inferences = 0;
-    EK_MODEL_RESET(&state);
+    forget();
     put_number_line("m-stream-", is_stream, "");
 }
 #endif
@@ -708,10 +862,10 @@ static void do_selftest(void)
     app.loaded_bytes = 0;
     app.inferences = 0;
     for (uint32_t i = 0; i < COUNT_OF(inputs); ++i) {
-        memcpy(arena + inputs[i].offset, golden_inputs[i], inputs[i].bytes);
+        memcpy(arena + inputs[i].offset, golden_inputs[i], (size_t)inputs[i].bytes);
     }
 #if EK_MODEL_STATE_BYTES
-    EK_MODEL_RESET(&state);
+    forget();
 #endif
     invoke();
     for (uint32_t i = 0; i < COUNT_OF(outputs); ++i) {
@@ -721,7 +875,7 @@ static void do_selftest(void)
         }
     }
 #if EK_MODEL_STATE_BYTES
-    EK_MODEL_RESET(&state);
+    forget();
 #endif
     begin_checked_line("m-selftest-[");
     put_field("mismatched_bytes=", mismatched);
@@ -731,7 +885,7 @@ static void do_selftest(void)
 
 static void do_help(void);
 
-static const struct command {
+static const EK_FLASH struct command {
     char name[10];
     void (*run)(void);
 } commands[] = {
@@ -742,6 +896,7 @@ static const struct command {
     {"infer", do_infer},
     {"results", do_results},
     {"data", do_data},
+    {"run", do_run},
     {"output", do_output},
     {"about", do_about},
     {"counters", do_counters},
@@ -757,7 +912,7 @@ static const struct command {
 static void do_help(void)
 {
     for (uint32_t i = 0; i < COUNT_OF(commands); ++i) {
-        put_line(commands[i].name);
+        put_line_of(commands[i].name);
     }
     put_line("db load N | db HEX | db print\r\ninfer N [W]");
 }
@@ -778,7 +933,7 @@ static void obey_command(void)
             commands[i].run();
         } else {
             put_text("e-[Unknown command: ");
-            put_text(word);
+            put_word(word);
             put_line("]");
         }
     }
@@ -787,10 +942,10 @@ static void obey_command(void)
     put_line("m-ready");
 }
 
-void ek_report_fault(const char *what, uint32_t pc, uint32_t status)
+void ek_report_fault(const EK_FLASH char *what, uint32_t pc, uint32_t status)
 {
     put_text("\r\ne-[");
-    put_text(what);
+    put_text_of(what);
     put_text(" pc=");
     put_hex(pc, 8u);
     put_text(" status=");
@@ -801,7 +956,7 @@ void ek_report_fault(const char *what, uint32_t pc, uint32_t status)
 int main(void)
 {
     ek_port_init();
-    put_line("m-init-done\r\nm-ready");
+    put_line("m-timestamp-mode-performance\r\nm-init-done\r\nm-ready");
     for (;;) {
         obey_command();
     }

@@ -117,7 +117,7 @@ __attribute__((used, noreturn)) void ek_fault_in_c(const uint32_t *frame)
 #else
     const uint32_t status = 0;
 #endif
-    ek_report_fault(overflow ? "Stack overflow" : "Fault", overflow ? 0u : frame[6], status);
+    ek_report_fault(overflow ? EK_TEXT("Stack overflow") : EK_TEXT("Fault"), overflow ? 0u : frame[6], status);
     for (;;) {
         __asm__ volatile("wfi");
     }

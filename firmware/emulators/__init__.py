@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from edgekiln.errors import BadInputError, ToolMissingError
 from edgekiln.firmware.boards import Board
-from edgekiln.firmware.emulators import qemu
+from edgekiln.firmware.emulators import qemu, rp2040js, simavr
 from edgekiln.firmware.emulators.base import (
     Counter,
     Counts,
@@ -28,6 +28,8 @@ __all__ = ["Counter", "Counts", "Job", "Launch", "Planner", "RunningEmulator", "
 #: How each kind of boards.EMULATOR_KINDS is started.
 PLANNERS: Mapping[str, Planner] = {
     "qemu": qemu.plan,
+    "rp2040js": rp2040js.plan,
+    "simavr": simavr.plan,
 }
 
 

@@ -195,7 +195,7 @@ def read_facts(text: str, where: str) -> Facts:
         modules=frozenset(modules),
         governor=values.get("governor", ""),
         temperature_c=int(temperature) / 1000 if re.fullmatch(r"-?\d+", temperature) else None,
-        throttled=_throttled(values.get("throttled", "")),
+        throttled=read_throttled(values.get("throttled", "")),
         has_rsync="rsync" in values,
         has_flock="flock" in values,
         has_systemd="systemd" in values,
@@ -259,7 +259,8 @@ def _architecture(values: dict[str, str], where: str) -> str:
     )
 
 
-def _throttled(text: str) -> tuple[str, ...] | None:
+def read_throttled(text: str) -> tuple[str, ...] | None:
+    """Returns in words what `vcgencmd get_throttled` says, or None where it is not there."""
     if not re.fullmatch(r"0x[0-9a-fA-F]{1,8}", text):
         return None
     value = int(text, 16)

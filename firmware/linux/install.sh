@@ -16,6 +16,7 @@ esac
 id=$2
 source=$3
 shift 3
+wanted=$*
 if [ "$source" = look ]; then
     [ ! -f "$id/.complete" ] || { touch "$id/.complete"; echo there; }
     exit 0
@@ -56,7 +57,7 @@ if [ -n "$pip" ]; then
 else
     set -- -m pip "$@"
 fi
-"$id/bin/python" -I "$@" >&2 || fail "pip cannot install: $(echo "$*" | tail -c 100)"
+"$id/bin/python" -I "$@" >&2 || fail "pip cannot install: $wanted"
 rm -rf ".wheels-$id"
 sync -f "$id" 2>/dev/null || sync
 : >"$id/.complete"

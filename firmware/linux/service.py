@@ -11,6 +11,7 @@ from edgekiln.firmware.linux.ssh import Connection, check_remote_path
 
 SERVICE_SCRIPT = Path(__file__).parent / "service.sh"
 
+_SOCKET = "edgekiln-{name}.sock"
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_./-]+")
 
 
@@ -45,7 +46,7 @@ def emit_unit(name: str, *, base: str = DEFAULT_BASE) -> str:
             "",
             "[Service]",
             f"ExecStartPre={program} --selftest",
-            f"ExecStart={program} --serve unix:%t/edgekiln-{name}.sock",
+            f"ExecStart={program} --serve unix:%t/{_SOCKET.format(name=name)}",
             "Restart=on-failure",
             "RestartSec=2",
             "NoNewPrivileges=yes",
@@ -57,10 +58,14 @@ def emit_unit(name: str, *, base: str = DEFAULT_BASE) -> str:
     )
 
 
-def install_service(connection: Connection, name: str, *, base: str = DEFAULT_BASE) -> None:
+def install_service(
+    connection: Connection, name: str, *, base: str = DEFAULT_BASE
+) -> tuple[str, ...]:
     """Installs the unit of an application, and starts it anew.
 
-    Without `loginctl enable-linger` it runs only while the user is logged in.
+    Returns:
+        What there is to say of it: where its socket is, and what to do so that it runs while the
+        user is not logged in, where that is not so.
 
     Raises:
         BadInputError: As `emit_unit` does.
@@ -68,7 +73,23 @@ def install_service(connection: Connection, name: str, *, base: str = DEFAULT_BA
     """
     unit = emit_unit(name, base=base).encode()
     script = SERVICE_SCRIPT.read_text(encoding="utf-8")
-    connection.run(script, "install", unit_name(name), stdin=unit)
+    said = connection.run(script, "install", unit_name(name), stdin=unit).text
+    socket = f"serves on {_SOCKET.format(name=name)} in $XDG_RUNTIME_DIR"
+    linger = ("it ends when the user logs out; there: sudo loginctl enable-linger $USER",)
+    return (socket, *(linger if "linger=no" in said else ()))
+
+
+def refresh_service(connection: Connection, name: str) -> bool:
+    """Starts an application's service anew, so that it runs the current release.
+
+    Returns:
+        Whether there is such a service and it runs.
+
+    Raises:
+        BoardError: It does not start with the current release.
+    """
+    script = SERVICE_SCRIPT.read_text(encoding="utf-8")
+    return "refreshed" in connection.run(script, "refresh", unit_name(name)).text
 
 
 def remove_service(connection: Connection, name: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from ssh_server import connection, server
 
 from edgekiln.bench.results import (
     Accuracy,
@@ -14,6 +15,8 @@ from edgekiln.bench.results import (
     NodeCost,
     Results,
 )
+
+__all__ = ["connection", "server"]
 
 
 @pytest.fixture

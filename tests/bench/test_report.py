@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 
 from edgekiln.bench import report
-from edgekiln.bench.results import Accuracy, Buffer, Confusion, NodeCost, Results
+from edgekiln.bench.report import plan_runtimes, tabulate_runtimes
+from edgekiln.bench.results import (
+    Accuracy,
+    Buffer,
+    Conditions,
+    Confusion,
+    Latency,
+    NodeCost,
+    Results,
+    RuntimeRun,
+    System,
+)
 from edgekiln.errors import BadInputError
 
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
@@ -143,6 +154,26 @@ def test_a_real_board_shows_its_latency(results: Results) -> None:
     assert "Instructions were not counted here" in text and "emulated" not in text
 
 
+def test_cycles_are_shown_with_how_they_are_modelled(results: Results) -> None:
+    modelled = dataclasses.replace(
+        results,
+        instructions=None,
+        instructions_min=None,
+        instructions_max=None,
+        cycles=6_543,
+        cycles_model="by the table of <its> manual",
+        per_node=tuple(
+            dataclasses.replace(node, instructions=None, cycles=node.instructions)
+            for node in results.per_node
+        ),
+    )
+    page = page_of(modelled)
+    assert "Clock cycles by node" in page.text
+    assert "as the emulator models them: by the table of <its> manual." in page.text
+    assert "6,543" in page.text
+    assert "nstructions" not in page.text
+
+
 def test_many_classes_are_listed_instead_of_drawn(results: Results) -> None:
     names = tuple(f"class{i}" for i in range(100))
     counts = [[0] * 100 for _ in range(100)]
@@ -256,3 +287,131 @@ def test_a_report_that_cannot_be_written_is_one_line(results: Results, tmp_path:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(BadInputError, match="cannot be written"):
         report.write_report(tmp_path / "file" / "report.html", results)
+
+
+def on_linux(results: Results, *, emulated: bool) -> Results:
+    """Returns the small result as of a board that runs Linux with four runtimes."""
+
+    def latency(threads: int) -> Latency:
+        return Latency(1234.5 / threads, 2000.0, 12345.6, 10, 200, threads, emulated)
+
+    before = Conditions("ondemand", 600, 41.5, ())
+    after = Conditions("ondemand", 1500, 61.2, ("under-voltage has occurred",))
+    own = RuntimeRun(
+        name="generated C",
+        version=None,
+        model="int8",
+        format="C",
+        samples=20,
+        accuracy=0.8,
+        agreement=1.0,
+        reference="generated C on host",
+        bytes=40,
+        equal_bytes=40,
+        latency_us=latency(1),
+        latency_us_by_threads=(latency(1),),
+        peak_memory_bytes=708 << 10,
+        model_bytes=9000,
+        size_bytes=600_000,
+        conditions=after,
+        error=None,
+    )
+    other = dataclasses.replace(own, name="LiteRT (XNNPACK)", version="2.3.0", format="TFLite")
+    other = dataclasses.replace(other, latency_us_by_threads=(latency(1), latency(4)))
+    floating = dataclasses.replace(
+        other, model="float", accuracy=0.85, reference=None, bytes=0, equal_bytes=0
+    )
+    missing = dataclasses.replace(
+        other,
+        name="ONNX Runtime",
+        format="ONNX",
+        version=None,
+        accuracy=None,
+        latency_us=None,
+        latency_us_by_threads=(),
+        peak_memory_bytes=None,
+        size_bytes=None,
+        error="it crashed (SIGILL) <script>",
+        equal_bytes=0,
+        reference=None,
+    )
+    return dataclasses.replace(
+        results,
+        emulated=emulated,
+        latency_us=None if emulated else 1234.5,
+        runtimes=(own, floating, other, missing),
+        system=System(
+            *("Raspberry Pi 4", "Debian 12", "6.6.1", "aarch64"),
+            *(4, 4 << 30, "3.11.2", before, after),
+        ),
+    )
+
+
+def test_runtimes_stand_float_beside_int8(results: Results) -> None:
+    results = on_linux(results, emulated=False)
+    view = plan_runtimes(results)
+    assert view is not None
+    assert [row.name for row in view.rows] == ["generated C", "LiteRT (XNNPACK)", "ONNX Runtime"]
+    own, litert, onnx = view.rows
+    assert own.floating is None and own.int8 is not None
+    assert own.note == "C; 40 of 40 bytes as generated C on host"
+    assert litert.floating is not None and litert.int8 is not None
+    assert (litert.floating.accuracy, litert.int8.accuracy) == ("85.00 %", "80.00 %")
+    assert litert.int8.time_note == "p90 2,000 µs, p99 12.35 ms"
+    assert (own.int8.memory, own.int8.disk) == ("708 KiB", "585.9 KiB")
+    assert onnx.int8 is not None and onnx.int8.accuracy == "–"
+    assert view.reasons == (("ONNX Runtime, int8, ONNX", "it crashed (SIGILL) <script>"),)
+    assert view.threads == (1, 4)
+    assert view.by_threads[0].times == (
+        "1,234 µs (2,000 µs, 12.35 ms)",
+        "309 µs (2,000 µs, 12.35 ms)",
+    )
+    assert view.conditions == (
+        "Frequency governor ondemand; 1,500 MHz at the end; 42 °C before and 61 °C after; "
+        "under-voltage has occurred."
+    )
+    page = page_of(results)
+    assert "it crashed (SIGILL) <script>" in page.text and "emulat" not in page.text
+    assert "Debian 12, Linux 6.6.1, aarch64, Python 3.11.2" in page.text
+
+
+def test_runtimes_as_a_table(results: Results) -> None:
+    columns, rows = tabulate_runtimes(on_linux(results, emulated=False))
+    assert columns[3] == "time" and {len(row) for row in rows} == {len(columns)}
+    own = ("generated C", "int8", "80.00 %", "1,234 µs", "708 KiB", "585.9 KiB")
+    assert rows[0] == own
+    assert rows[1][:3] == ("LiteRT (XNNPACK)", "float", "85.00 %")
+    assert rows[3] == ("ONNX Runtime", "int8", "failed", *"–––")
+    assert tabulate_runtimes(on_linux(results, emulated=True))[0][3] == "time, emulated"
+
+
+def test_times_in_an_emulator_are_never_a_board_s(results: Results) -> None:
+    page = page_of(on_linux(results, emulated=True))
+    assert "An emulator stood for the board: its times and its memory say nothing" in page.text
+    assert "time, emulated" in page.text and "Time in the emulator by threads" in page.text
+    assert "one inference, on the board" not in page.text
+
+
+def test_a_board_without_linux_has_no_runtimes(results: Results) -> None:
+    assert plan_runtimes(results) is None
+    assert "Runtimes on the board" not in page_of(results).text
+
+
+def test_a_silent_processor_is_no_sentence(results: Results) -> None:
+    results = on_linux(results, emulated=False)
+    assert results.system is not None
+    nothing = Conditions(None, None, None, None)
+    system = dataclasses.replace(results.system, before=nothing, after=nothing)
+    view = plan_runtimes(dataclasses.replace(results, system=system))
+    assert view is not None and view.conditions == ""
+
+
+@pytest.mark.parametrize(
+    ("time_us", "text"),
+    [
+        *((0.4, "0.4 µs"), (8.43, "8.4 µs"), (99.4, "99 µs"), (99.6, "100 µs")),
+        *((1234.5, "1,234 µs"), (9999, "9.999 ms"), (123_456, "123.5 ms"), (12_345_678, "12.35 s")),
+    ],
+)
+def test_times_are_read_at_a_glance(time_us: float, text: str) -> None:
+    assert report.time(time_us) == text

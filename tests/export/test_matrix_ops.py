@@ -320,7 +320,7 @@ def int4_layers(draw: st.DrawFn) -> tuple[list[BuiltTensor], BuiltOp]:
     generator = np.random.default_rng(draw(SEEDS))
     name = draw(st.sampled_from(["FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D"]))
     options, (h, w, out_h, out_w), (fh, fw) = draw_window(draw)
-    depth, channels = draw(st.integers(1, 7)), draw(st.integers(1, 4))
+    depth, channels = draw(st.sampled_from([1, 3, 4, 7, 8, 12])), draw(st.integers(1, 5))
     if name == "FULLY_CONNECTED":
         shapes = ((1, depth), (channels, depth), (1, channels))
         kind, options = "FullyConnectedOptions", {"FusedActivationFunction": draw(CLAMPS)}
@@ -363,3 +363,18 @@ def test_int4_filters(layer: tuple[list[BuiltTensor], BuiltOp], seed: int) -> No
         compiled.report["constants_bytes"]
         <= check_everywhere(same_codes, seed).report["constants_bytes"]
     )
+
+
+@settings(EXAMPLES, max_examples=40)
+@given(int4_layers(), SEEDS)
+def test_int4_filters_with_dsp(layer: tuple[list[BuiltTensor], BuiltOp], seed: int) -> None:
+    tensors, op = layer
+    wide = tensors[1]
+    assert wide.data is not None
+    # A small output scale leads to multipliers above one half, whose shift is none.
+    small = replace(tensors[2], scale=(max(wide.scale) * 0.05 * 1.5,))
+    for output in (tensors[2], small):
+        same_codes = build_model([tensors[0], wide, output, tensors[3]], [op], [0], [2])
+        packed = replace(wide, dtype="INT4", data=pack_int4(wide.data))
+        model = build_model([tensors[0], packed, output, tensors[3]], [op], [0], [2])
+        check_everywhere(model, seed, oracle_model=same_codes, also=["cortex-m4"])

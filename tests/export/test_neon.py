@@ -402,6 +402,37 @@ def test_clang_agrees(name: str, target: str, shared: Path, tmp_path: Path) -> N
     assert found == hosts_nodes(data, inputs, tmp_path / "host")
 
 
+@pytest.mark.parametrize("channels", [4, 12, 13, 15, 16, 29, 31, 32])
+def test_blocks_of_channels(channels: int, tmp_path: Path) -> None:
+    """The weights of an incomplete block are where the kernel looks for them."""
+    machine = SANITIZED["aarch64-dotprod"]
+    machine.require()
+    generator = np.random.default_rng(channels)
+    weights = generator.integers(-128, 128, (1, 3, 3, channels)).astype(np.int8)
+    tensors = [
+        activation((1, 3, 3, channels), 0.05, -3),
+        constant(weights, [0.01] * channels, 3),
+        activation((1, 1, 1, channels), 0.1, 4),
+        constant(generator.integers(-128, 128, (channels, 1, 1, channels)).astype(np.int8), [0.01]),
+        activation((1, 1, 1, channels), 0.1, 4),
+    ]
+    strides = {"Padding": 1, "StrideH": 1, "StrideW": 1}
+    dilation = {"DilationHFactor": 1, "DilationWFactor": 1}
+    depthwise = {**strides, **dilation, "DepthMultiplier": 1}
+    ops = [
+        BuiltOp("DEPTHWISE_CONV_2D", [0, 1], [2], "DepthwiseConv2DOptions", depthwise),
+        BuiltOp("CONV_2D", [2, 3], [4], "Conv2DOptions", {**strides, **dilation}),
+    ]
+    compiled = compile_model(
+        build_model(tensors, ops, [0], [4]), name="m", target="aarch64-dotprod"
+    )
+    inputs = generator.integers(-128, 128, (4, 1, 3, 3, channels)).astype(np.int8)
+    found = node_outputs(compiled, inputs, tmp_path, machine)
+    for x, got in zip(inputs, found, strict=True):
+        (want,) = run_graph(compiled.graph, [x])
+        assert got[-channels:] == want.tobytes()
+
+
 @pytest.mark.emulator
 def test_sdot_kernels_run_without_the_instruction(tmp_path: Path) -> None:
     """A bundle for aarch64-dotprod that is compiled for an older core is slow, not wrong."""
@@ -425,7 +456,7 @@ def test_sdot_kernels_run_without_the_instruction(tmp_path: Path) -> None:
 
 def place_of_weight(channels: int, depth: int, c: int, i: int, dot: bool) -> int:
     """Returns where the kernels read the weight of channel c and input i."""
-    in_sixteen = c < -(-channels // 4) * 4 // 16 * 16
+    in_sixteen = c < channels // 16 * 16
     block = (16 if in_sixteen else 4) if dot else 8
     start = c // block * block
     within = c - start
@@ -441,7 +472,7 @@ def place_of_weight(channels: int, depth: int, c: int, i: int, dot: bool) -> int
 
 
 @pytest.mark.parametrize(
-    ("channels", "inputs"), [(1, 1), (5, 17), (16, 32), (37, 40), (20, 27), (9, 24)]
+    ("channels", "inputs"), [(1, 1), (5, 17), (16, 32), (37, 40), (20, 27), (9, 24), (31, 46)]
 )
 def test_packed_weights_hold_each_weight_once(channels: int, inputs: int) -> None:
     matrix = np.random.default_rng(2).integers(1, 128, (channels, inputs))

@@ -107,7 +107,7 @@ def test_one_command(say: Say, command: bytes, answer: list[str]) -> None:
 def test_it_says_when_it_has_started(digits_image: Callable[[str, str], Image]) -> None:
     with start_emulator(load_board("host"), digits_image("mlp", "host")) as running:
         port = os.open(running.port, os.O_RDWR | os.O_NOCTTY)
-        greeting = b"m-init-done\r\nm-ready\r\n"
+        greeting = b"m-timestamp-mode-performance\r\nm-init-done\r\nm-ready\r\n"
         said = b""
         while len(said) < len(greeting):
             said += os.read(port, len(greeting))
@@ -117,7 +117,17 @@ def test_it_says_when_it_has_started(digits_image: Callable[[str, str], Image]) 
 
 def test_help_names_every_command(say: Say) -> None:
     words = " ".join(say(b"help%")).split()
-    for command in ("name", "profile", "timestamp", "db", "infer", "results", "data", "output"):
+    for command in (
+        "name",
+        "profile",
+        "timestamp",
+        "db",
+        "infer",
+        "results",
+        "data",
+        "run",
+        "output",
+    ):
         assert command in words
 
 
@@ -134,9 +144,26 @@ def test_a_whole_run(say: Say) -> None:
     assert re.fullmatch(r"m-lap-us-\d+", one) and re.fullmatch(r"m-lap-us-\d+", two)
     assert results == "m-results-[1.000,-63.500]"  # 0.5 * (1 + 1) and 0.5 * (-127 - 1 + 1)
     assert say(b"results%") == ["m-results-[1.000,-63.500]"]
-    assert say(b"db print%") == ["e-[Overwritten by infer]"]
+    assert say(b"db print%") == ["e-[Overwritten]"]
     crc = zlib.crc32(bytes.fromhex("01ff7f81"))
-    assert say(b"output%") == [checked(f"m-output-[input_crc={crc:08x},data=0180]")]
+    assert re.fullmatch(answer(crc, runs=1, data="0180"), say(b"output%")[0])
+
+
+def answer(crc: int, *, runs: int, data: str) -> str:
+    return rf"m-output-\[input_crc={crc:08x},runs={runs},us=\d+,data={data}\]\*[0-9a-f]{{8}}"
+
+
+def test_one_inference_without_numbers(say: Say) -> None:
+    assert say(b"run%") == ["e-[No complete input is loaded]"]
+    assert say(b"db load 4%db 01ff7f81%")[-1] == "m-load-done"
+    crc = zlib.crc32(bytes.fromhex("01ff7f81"))
+    (line,) = say(b"run%")
+    assert re.fullmatch(answer(crc, runs=1, data="0180"), line)
+    assert line == checked(line.partition("*")[0])
+    assert say(b"output%") == [line]  # as often as one likes
+    assert say(b"run%") == ["e-[Overwritten]"]
+    assert say(b"infer 3 2%")[-1] == "m-results-[1.000,-63.500]"
+    assert re.fullmatch(answer(crc, runs=6, data="0180"), say(b"output%")[0])
 
 
 def test_infer_without_numbers_is_one_after_ten(say: Say) -> None:

@@ -24,9 +24,18 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_the_boards_of_this_release_are_there() -> None:
-    assert {"host", "mps2-an385", "mps2-an386", "stm32f405", "microbit", "hifive1", "rpi"} <= {
-        *board_slugs()
-    }
+    assert {
+        "host",
+        "mega",
+        "mps2-an385",
+        "mps2-an386",
+        "stm32f405",
+        "microbit",
+        "hifive1",
+        "pico",
+        "rpi",
+        "uno",
+    } <= {*board_slugs()}
 
 
 @pytest.mark.parametrize("slug", board_slugs())
@@ -115,6 +124,21 @@ def test_a_slug_is_not_a_path() -> None:
         ("[emulator]", "[defines]\nlower = 1\n[emulator]", "defines.lower: must be a macro's name"),
         ("[emulator]", "emulator = 3\n[x]", "timer.emulator: unknown key"),
         ("[uart]", "[uart", "not a board file"),
+        ("[uart]", "[usb]\nids = ['2E8A:a']\n[uart]", "usb.ids: must be like 1234:abcd"),
+        ("[uart]", "[usb]\nids = []\nprobe = 1\n[uart]", "usb.probe: must be true or false"),
+        ('"emulator", "gdb"', '"jtag"', "flash.runners: must be of emulator, uf2,"),
+        ('"emulator", "gdb"', '"avrdude"', "flash.avrdude.part: missing"),
+        (
+            'runners = ["emulator", "gdb"]',
+            'runners = ["gdb"]\ngdb = {server = "| sh"}',
+            "flash.gdb.server: has signs that no tool needs",
+        ),
+        (
+            'runners = ["emulator", "gdb"]',
+            'runners = ["gdb"]\ngdb = {probe = "x"}',
+            "flash.gdb.probe: unknown key",
+        ),
+        ('runners = ["emulator", "gdb"]', "runners = []\nuf2 = {}", "flash.uf2: unknown key"),
     ],
 )
 def test_a_damaged_board_is_refused_naming_file_and_key(
@@ -160,3 +184,9 @@ def test_what_is_wrong_with_a_board_with_linux_is_named(
     assert old in text
     with pytest.raises(BadInputError, match=message):
         read_board(write(tmp_path, text.replace(old, new)))
+
+
+def test_an_emulator_as_a_runner_has_to_be_there(tmp_path: Path) -> None:
+    text = VALID.partition("[emulator]")[0] + "[flash]\nrunners = ['emulator']\n"
+    with pytest.raises(BadInputError, match=r"flash\.runners: there is no \[emulator\]"):
+        read_board(write(tmp_path, text))

@@ -52,6 +52,7 @@ def check_everywhere(
     litert: bool = False,
     oracle_model: bytes | None = None,
     optimize: str = "time",
+    also: Sequence[str] = (),
 ) -> CompiledModel:
     """Compares all outputs: integers must be equal, float32 within the operators' tolerance.
 
@@ -63,9 +64,10 @@ def check_everywhere(
         litert: The oracle is LiteRT's reference kernels, for what TensorFlow Lite Micro lacks.
         oracle_model: What the oracle runs instead: an equivalent model that it can run.
         optimize: As for the compiler.
+        also: Further targets, whose kernels have a form that runs here.
 
     Returns:
-        The compiled model.
+        The compiled model, for the last of ``also`` or else for the host.
     """
     compiled = compile_model(model, name="m", optimize=optimize, target="host")
     specs, _ = read_tensor_specs(model)
@@ -84,15 +86,18 @@ def check_everywhere(
     for sample in range(len(rows[0])):
         shaped = [a[sample].reshape(s.shape) for a, s in zip(rows, specs, strict=True)]
         defined.append(run_graph(compiled.graph, shaped))
-    with tempfile.TemporaryDirectory() as directory:
-        bundle = Path(directory) / "c"
-        write_bundle(compiled, bundle)
-        ran = CompiledRunner(bundle, flags=STRICT_FLAGS).run(rows)
     tolerances = [op.tolerance for op in compiled.graph.ops]
     for position, wanted in enumerate(want):
         by_numpy = np.stack([outputs[position] for outputs in defined]).reshape(wanted.shape)
         compare(by_numpy, wanted, tolerances)
-        compare(ran[position], wanted, tolerances)
+    for target in ("host", *also):
+        compiled = compile_model(model, name="m", optimize=optimize, target=target)
+        with tempfile.TemporaryDirectory() as directory:
+            bundle = Path(directory) / "c"
+            write_bundle(compiled, bundle)
+            ran = CompiledRunner(bundle, flags=STRICT_FLAGS).run(rows)
+        for got, wanted in zip(ran, want, strict=True):
+            compare(got, wanted, tolerances)
     return compiled
 
 

@@ -58,13 +58,17 @@ def assemble_release(
     )
     if tflite is not None:
         write_bytes(directory / "model.tflite", tflite)
-    tested = RUNNER_NAME if has_python else PROGRAM_NAME
     return make_release(
         directory,
         bundle.name,
         architecture=program.architecture,
-        selftest=(f"./{tested}", "--selftest"),
+        selftest=selftest_command(has_python),
     )
+
+
+def selftest_command(has_python: bool) -> tuple[str, ...]:
+    """Returns the command that proves on a board that a release works there."""
+    return (f"./{RUNNER_NAME if has_python else PROGRAM_NAME}", "--selftest")
 
 
 def _install(source: Path, target: Path) -> None:

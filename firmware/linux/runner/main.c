@@ -2,6 +2,9 @@
  *
  *   edgekiln-model --selftest           run the golden pair, compare every byte
  *   edgekiln-model --stream             inputs from stdin, outputs to stdout, until stdin ends
+ *   edgekiln-model --measure W N S      the same, each input by itself; then W inferences of the
+ *                                       golden input and up to N that are timed, for about S
+ *                                       seconds; what they took as a last line of JSON
  *   edgekiln-model [--top K] [--json] [FILE ...]
  *                                       classify the inputs in the files, or in stdin
  *
@@ -10,11 +13,13 @@
  *
  * Exit code: 0, 1 the self-test failed, 2 wrong usage or a file that cannot be used.
  */
+#define _POSIX_C_SOURCE 200809L /* clock_gettime */
 #include <errno.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "ek_run_model.h"
 
@@ -33,26 +38,48 @@ static const tensor_span outputs[] = EK_RUN_OUTPUTS;
 static const void *const golden_inputs[] = EK_RUN_GOLDEN_INPUTS;
 static const void *const golden_outputs[] = EK_RUN_GOLDEN_OUTPUTS;
 
+/* So many inferences are timed even when they take longer than asked for. */
+#define EK_LEAST_RUNS 20u
+
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
-static int8_t arena[EK_RUN_ARENA_BYTES] __attribute__((aligned(64)));
+static int8_t ek_arena[EK_RUN_ARENA_BYTES] __attribute__((aligned(64)));
 static uint8_t input_bytes[EK_RUN_INPUT_BYTES];
 static uint8_t output_bytes[EK_RUN_OUTPUT_BYTES];
 EK_RUN_DEFINE_STATE
 
-/* Runs the model on input_bytes; the outputs are in output_bytes afterwards. */
-static void infer(void)
+static void load_inputs(void)
 {
     size_t at = 0;
     for (size_t i = 0; i < COUNT(inputs); i++) {
-        memcpy(arena + inputs[i].offset, input_bytes + at, inputs[i].bytes);
+        memcpy(ek_arena + inputs[i].offset, input_bytes + at, inputs[i].bytes);
         at += inputs[i].bytes;
     }
-    EK_RUN_INVOKE(arena);
-    at = 0;
+}
+
+static void store_outputs(void)
+{
+    size_t at = 0;
     for (size_t i = 0; i < COUNT(outputs); i++) {
-        memcpy(output_bytes + at, arena + outputs[i].offset, outputs[i].bytes);
+        memcpy(output_bytes + at, ek_arena + outputs[i].offset, outputs[i].bytes);
         at += outputs[i].bytes;
+    }
+}
+
+/* Runs the model on input_bytes; the outputs are in output_bytes afterwards. */
+static void infer(void)
+{
+    load_inputs();
+    EK_RUN_INVOKE(ek_arena);
+    store_outputs();
+}
+
+static void take_golden_inputs(void)
+{
+    size_t at = 0;
+    for (size_t i = 0; i < COUNT(inputs); i++) {
+        memcpy(input_bytes + at, golden_inputs[i], inputs[i].bytes);
+        at += inputs[i].bytes;
     }
 }
 
@@ -61,13 +88,9 @@ static size_t selftest(void)
 {
     size_t at = 0;
     size_t wrong = 0;
-    for (size_t i = 0; i < COUNT(inputs); i++) {
-        memcpy(input_bytes + at, golden_inputs[i], inputs[i].bytes);
-        at += inputs[i].bytes;
-    }
+    take_golden_inputs();
     EK_RUN_RESET();
     infer();
-    at = 0;
     for (size_t i = 0; i < COUNT(outputs); i++) {
         const uint8_t *golden = golden_outputs[i];
         for (size_t j = 0; j < outputs[i].bytes; j++) {
@@ -139,6 +162,68 @@ static int stream(void)
     return more < 0 ? 2 : 0;
 }
 
+static double now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e9 + (double)now.tv_nsec;
+}
+
+/* Returns the most memory that this process has had, in KiB, or 0 where Linux does not say. Not
+ * getrusage: that also counts what the process was before it became this program. */
+static unsigned long peak_memory_kib(void)
+{
+    char line[128];
+    unsigned long peak = 0;
+    FILE *file = fopen("/proc/self/status", "r");
+    if (file == NULL) {
+        return 0;
+    }
+    while (fgets(line, sizeof line, file) != NULL) {
+        if (strncmp(line, "VmHWM:", 6) == 0) {
+            peak = strtoul(line + 6, NULL, 10);
+        }
+    }
+    fclose(file);
+    return peak;
+}
+
+/* Returns what one inference took in ns, without the copies of its inputs and outputs. */
+static double time_inference(void)
+{
+    load_inputs();
+    EK_RUN_RESET();
+    const double start = now_ns();
+    EK_RUN_INVOKE(ek_arena);
+    return now_ns() - start;
+}
+
+static int measure(unsigned long warmup, unsigned long runs, unsigned long seconds)
+{
+    int more = 0;
+    while ((more = read_input(stdin)) > 0) {
+        EK_RUN_RESET();
+        infer();
+        if (fwrite(output_bytes, 1, sizeof output_bytes, stdout) != sizeof output_bytes) {
+            return 2;
+        }
+    }
+    if (more < 0) {
+        return 2;
+    }
+    take_golden_inputs();
+    for (unsigned long i = 0; i < warmup; i++) {
+        (void)time_inference();
+    }
+    const double end = now_ns() + (double)seconds * 1e9;
+    printf("\n{\"times_ns\": [%.0f", time_inference());
+    for (unsigned long i = 1; i < runs && (i < EK_LEAST_RUNS || now_ns() < end); i++) {
+        printf(", %.0f", time_inference());
+    }
+    printf("], \"peak_memory_kib\": %lu}\n", peak_memory_kib());
+    return fflush(stdout) == 0 ? 0 : 2;
+}
+
 static int classify(FILE *file, const char *name, const print_options *options)
 {
     unsigned long number = 0;
@@ -179,9 +264,18 @@ static int classify_files(char **names, const print_options *options)
 
 static int usage(void)
 {
-    fputs("usage: edgekiln-model --selftest | --stream | [--top K] [--json] [--] [FILE ...]\n",
+    fputs("usage: edgekiln-model --selftest | --stream | --measure W N S |\n"
+          "       [--top K] [--json] [--] [FILE ...]\n",
           stderr);
     return 2;
+}
+
+/* Reads a number above 0 that is not absurd; returns 0 when it is none. */
+static unsigned long read_number(const char *text)
+{
+    char *end = NULL;
+    const unsigned long number = strtoul(text, &end, 10);
+    return *text >= '0' && *text <= '9' && *end == '\0' && number <= 1000000000ul ? number : 0;
 }
 
 int main(int count, char **arguments)
@@ -198,6 +292,12 @@ int main(int count, char **arguments)
     if (count == 2 && strcmp(arguments[1], "--stream") == 0) {
         return stream();
     }
+    if (count == 5 && strcmp(arguments[1], "--measure") == 0) {
+        const unsigned long warmup = read_number(arguments[2]);
+        const unsigned long runs = read_number(arguments[3]);
+        const unsigned long seconds = read_number(arguments[4]);
+        return warmup && runs && seconds ? measure(warmup, runs, seconds) : usage();
+    }
     for (; at < count && strncmp(arguments[at], "--", 2) == 0; at++) {
         if (strcmp(arguments[at], "--") == 0) {
             at++;
@@ -206,12 +306,10 @@ int main(int count, char **arguments)
         if (strcmp(arguments[at], "--json") == 0) {
             options.json = 1;
         } else if (strcmp(arguments[at], "--top") == 0 && at + 1 < count) {
-            char *end = NULL;
-            const unsigned long top = strtoul(arguments[++at], &end, 10);
-            if (*end != '\0' || top == 0) {
+            options.top = (size_t)read_number(arguments[++at]);
+            if (options.top == 0) {
                 return usage();
             }
-            options.top = (size_t)top;
         } else {
             return usage();
         }

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgekiln.errors import BadInputError, ToolMissingError
-from edgekiln.files import write_text
-from edgekiln.firmware.boards import Toolchain
+from edgekiln.files import write_json, write_text
+from edgekiln.firmware.boards import Toolchain, load_board
 from edgekiln.firmware.bundle import Bundle, TensorInfo, read_bundle
-from edgekiln.firmware.toolchain import STRICT_FLAGS, find_tool, first_error
+from edgekiln.firmware.image import Image, measure_objects
+from edgekiln.firmware.toolchain import STRICT_FLAGS, compiler_version, find_tool, first_error
 
 RUNNER = Path(__file__).parent
 PROGRAM_NAME = "edgekiln-model"
 HEADER_NAME = "ek_run_model.h"
 
-#: The smallest core of each kind that Raspberry Pis have had; `Program.cpu_flags` may ask for more.
-TOOLCHAINS = {
-    "aarch64": Toolchain(
-        "aarch64-linux-gnu-",
-        ("-mcpu=cortex-a53",),
-        ("gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"),
-    ),
-    "armv7l": Toolchain(
-        "arm-linux-gnueabihf-",
-        ("-mcpu=cortex-a7", "-mfpu=neon-vfpv4", "-mfloat-abi=hard"),
-        ("gcc-arm-linux-gnueabihf", "libc6-dev-armhf-cross"),
-    ),
-    "x86_64": Toolchain("", (), ("gcc", "libc6-dev")),
-}
 OPTIMIZATION = "-O3"  # on aarch64 up to a fifth fewer instructions than at -O2
-_FLAGS = ("-std=c99", OPTIMIZATION, "-static", "-s", "-ffunction-sections", "-Wl,--gc-sections")
+_FLAGS = ("-std=c99", OPTIMIZATION, "-ffunction-sections", "-fdata-sections")
+_LINK_FLAGS = ("-static", "-s", "-Wl,--gc-sections")
 _C_TYPES = {
     "int8": "int8_t",
     "uint8": "uint8_t",
@@ -57,6 +47,8 @@ class Program:
         bundle: The generated C that it was made from.
         flags: The C compiler's flags.
         bytes: Its size.
+        section_bytes: Sizes without the C library, as `edgekiln.firmware.image.Image` names them.
+        toolchain: The C compiler and its version.
     """
 
     path: Path
@@ -64,10 +56,39 @@ class Program:
     bundle: Bundle
     flags: tuple[str, ...]
     bytes: int
+    section_bytes: Mapping[str, int]
+    toolchain: str
+
+    def as_image(self, board: str) -> Image:
+        """Returns what is known of the program as of any board's image.
+
+        Args:
+            board: The board's slug.
+        """
+        bundle = self.bundle
+        return Image(
+            name=bundle.name,
+            board=board,
+            model_sha256=bundle.model_sha256,
+            elf=self.path,
+            bin=None,
+            hex=None,
+            uf2=None,
+            inputs=bundle.inputs,
+            outputs=bundle.outputs,
+            nodes=bundle.nodes,
+            macs=bundle.macs,
+            arena_bytes=bundle.arena_bytes,
+            state_bytes=bundle.state_bytes,
+            stack_reserve_bytes=0,
+            toolchain=self.toolchain,
+            flags=" ".join(self.flags),
+            **self.section_bytes,
+        )
 
 
 def build_program(
-    bundle: Path, architecture: str, output: Path, *, cpu_flags: tuple[str, ...] = ()
+    bundle: Path, architecture: str, output: Path, *, toolchain: Toolchain | None = None
 ) -> Program:
     """Compiles a bundle into a program that needs no library on the board.
 
@@ -75,32 +96,93 @@ def build_program(
         bundle: The directory that `edgekiln compile` wrote.
         architecture: What it shall run on: aarch64, armv7l or x86_64.
         output: The program's path.
-        cpu_flags: Flags that choose the core, instead of those for the smallest one.
+        toolchain: The C compiler; by default the one for the smallest core of this kind that the
+            board rpi has.
 
     Raises:
         ToolMissingError: The C compiler for that architecture is not installed.
         BadInputError: There is none, the bundle cannot be used, or it does not compile.
     """
-    if architecture not in TOOLCHAINS:
-        raise BadInputError(
-            "no C compiler is known for this architecture",
-            got=architecture,
-            allowed=", ".join(TOOLCHAINS),
-        )
-    toolchain = TOOLCHAINS[architecture]
+    toolchain = toolchain or default_toolchain(architecture)
     compiler = find_tool(toolchain, "gcc")
     read = read_bundle(bundle)
-    flags = (*(cpu_flags or toolchain.cpu_flags), *_FLAGS, *STRICT_FLAGS)
+    flags = (*toolchain.cpu_flags, *_FLAGS, *STRICT_FLAGS)
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as temporary:
         made = Path(temporary) / PROGRAM_NAME
         write_text(Path(temporary) / HEADER_NAME, emit_run_model(read))
-        sources = [RUNNER / "main.c", *(bundle / name for name in read.sources)]
-        sources.append(bundle / read.golden_source)
-        argv = [compiler, *flags, f"-I{temporary}", f"-I{bundle.resolve()}"]
-        _compile([*argv, "-o", str(made), *(str(path.resolve()) for path in sources)], toolchain)
+        sources = {"app_main": RUNNER / "main.c", "app_golden": bundle / read.golden_source}
+        for name in read.sources:
+            sources[f"model{Path(name).stem.removeprefix(read.name) or '_code'}"] = bundle / name
+        objects = []
+        for name, source in sources.items():
+            objects.append(Path(temporary) / f"{name}.o")
+            options = [f"-I{temporary}", f"-I{bundle.resolve()}", "-c", str(source.resolve())]
+            _compile([compiler, *flags, *options, "-o", str(objects[-1])], toolchain)
+        linked = [*map(str, objects), *_LINK_FLAGS]
+        _compile([compiler, *flags, *linked, "-o", str(made)], toolchain)
+        section_bytes = measure_objects(objects)
         output.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(made, output)
-    return Program(output, architecture, read, flags, output.stat().st_size)
+    return Program(
+        path=output,
+        architecture=architecture,
+        bundle=read,
+        flags=flags,
+        bytes=output.stat().st_size,
+        section_bytes=section_bytes,
+        toolchain=compiler_version(toolchain),
+    )
+
+
+def save_program(program: Program, path: Path) -> None:
+    """Writes what is known of a program beyond its file and the generated C, as JSON."""
+    write_json(
+        path,
+        {
+            "architecture": program.architecture,
+            "flags": program.flags,
+            "section_bytes": dict(program.section_bytes),
+            "toolchain": program.toolchain,
+        },
+    )
+
+
+def load_program(path: Path, program: Path, bundle: Path) -> Program:
+    """Reads what `save_program` wrote.
+
+    Args:
+        path: The JSON file.
+        program: The program's file.
+        bundle: The generated C that it was made from.
+    """
+    about = json.loads(path.read_text(encoding="utf-8"))
+    return Program(
+        path=program,
+        architecture=about["architecture"],
+        bundle=read_bundle(bundle),
+        flags=tuple(about["flags"]),
+        bytes=program.stat().st_size,
+        section_bytes=about["section_bytes"],
+        toolchain=about["toolchain"],
+    )
+
+
+def default_toolchain(architecture: str) -> Toolchain:
+    """Returns the C compiler for the smallest core of an architecture that Raspberry Pis have had.
+
+    Raises:
+        BadInputError: There is none.
+    """
+    linux = load_board("rpi").linux
+    assert linux is not None
+    core = linux.find_core(architecture, frozenset())
+    if core is None:
+        raise BadInputError(
+            "no C compiler is known for this architecture",
+            got=architecture,
+            allowed=", ".join(dict.fromkeys(core.architecture for core in linux.cores)),
+        )
+    return core.toolchain
 
 
 def emit_run_model(bundle: Bundle) -> str:

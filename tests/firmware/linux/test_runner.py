@@ -92,6 +92,82 @@ def test_bytes_are_those_of_the_generated_code(
     assert done.stdout == expected.tobytes()
 
 
+def split(data: bytes) -> tuple[bytes, dict[str, Any]]:
+    """Takes apart what ``--measure`` prints: outputs, and a line of JSON."""
+    raw, _, line = data.rstrip(b"\n").rpartition(b"\n")
+    return raw, json.loads(line)
+
+
+def test_measuring_answers_all_inputs_and_times_them(
+    installed: Path, digits: Any, digits_bundle: Callable[[str, str], Path]
+) -> None:
+    from edgekiln.bench.compiled import CompiledRunner
+
+    done = subprocess.run(
+        [installed / "edgekiln-model", "--measure", "2", "33", "60"],
+        input=digits.tobytes(),
+        capture_output=True,
+        timeout=60,
+    )
+    (expected,) = CompiledRunner(digits_bundle("cnn", "generic")).run((digits,))
+    raw, about = split(done.stdout)
+    assert (done.returncode, done.stderr, raw) == (0, b"", expected.tobytes())
+    assert len(about["times_ns"]) == 33 and all(time > 0 for time in about["times_ns"])
+    assert 2048 < about["peak_memory_kib"] * 1024 < 100 << 20
+
+
+def test_measuring_ends_when_its_time_is_over(
+    write_toy: Callable[..., Path], tmp_path: Path
+) -> None:
+    code = (
+        "void toy_invoke(int8_t *a) { for (volatile int i = 0; i < 100000000; i++) { a[8] = 1; } }"
+    )
+    program = build_program(write_toy(code), "x86_64", tmp_path / "toy-program")
+    command = [program.path, "--measure", "1", "1000000", "1"]
+    done = subprocess.run(command, input=b"", capture_output=True, timeout=120)
+    assert 20 <= len(split(done.stdout)[1]["times_ns"]) < 1000
+
+
+def test_a_model_that_remembers_forgets_before_each_measured_input(
+    write_toy: Callable[..., Path], tmp_path: Path
+) -> None:
+    code = """
+void toy_reset(toy_state *s) { s->bytes[0] = 1; }
+void toy_invoke(int8_t *a, toy_state *s) { a[8] = (int8_t)s->bytes[0]++; a[9] = a[0]; }
+"""
+    program = build_program(write_toy(code, state_bytes=4), "x86_64", tmp_path / "toy-program")
+    command = [program.path, "--measure", "3", "3", "1"]
+    data = bytes([5, 0, 0, 0, 6, 0, 0, 0])
+    done = subprocess.run(command, input=data, capture_output=True, timeout=60)
+    assert split(done.stdout)[0] == bytes([1, 5, 1, 6])
+
+
+def test_measuring_refuses_what_is_no_input(installed: Path) -> None:
+    command = [installed / "edgekiln-model", "--measure", "1", "1", "1"]
+    done = subprocess.run(command, input=b"12", capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
+@pytest.mark.parametrize(
+    "arguments", ["", "1 1", "0 1 1", "1 0 1", "1 1 x", "-1 1 1", "1 1 1 1", "1 1 9999999999"]
+)
+def test_measuring_takes_three_numbers(installed: Path, arguments: str) -> None:
+    command = [installed / "edgekiln-model", "--measure", *arguments.split()]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
+def test_sizes_of_a_program_leave_the_c_library_out(
+    digits_bundle: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    program = build_program(digits_bundle("cnn", "generic"), "x86_64", tmp_path / "program")
+    image = program.as_image("rpi")
+    assert image.flash_constants_bytes >= program.bundle.constants_bytes
+    assert 0 < image.flash_app_bytes < image.flash_code_bytes < image.flash_bytes < program.bytes
+    assert image.ram_bytes(0) == image.arena_bytes + image.data_bytes + image.bss_bytes
+    assert (image.board, image.elf, image.bin) == ("rpi", program.path, None)
+
+
 def test_all_formats_lead_to_the_same_classes(installed: Path, digits: Any) -> None:
     real = (digits.astype(np.float32) + 128) / 255
     csv = "\n".join(",".join(f"{value:.9g}" for value in row.ravel()) for row in real).encode()
