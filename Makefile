@@ -6,7 +6,7 @@ MODEL ?= digits_cnn
 CASES ?= 200000
 
 EDGEKILN := .venv/bin/edgekiln
-# These count on make's command line alone: many environments have a DATA or a PORT of their own.
+# These count on make's command line alone: many environments have a DATA, PORT or HOST of their own.
 WITH_PORT = $(if $(filter command,$(origin PORT)),--port "$$EDGEKILN_PORT")
 WITH_RUNNER = $(if $(filter command,$(origin RUNNER)),--runner "$$EDGEKILN_RUNNER")
 WITH_DATA = $(if $(filter command,$(origin DATA)),--data "$$EDGEKILN_NPZ")
@@ -22,14 +22,16 @@ export EDGEKILN_MODELS = $(value MODELS)
 export EDGEKILN_NPZ = $(value DATA)
 export EDGEKILN_PORT = $(value PORT)
 export EDGEKILN_RUNNER = $(value RUNNER)
-unexport BOARD MODEL MODELS CASES DATA PORT RUNNER
+export EDGEKILN_HOST = $(if $(filter command,$(origin HOST)),$(value HOST),$(value RPI_HOST))
+unexport BOARD MODEL MODELS CASES DATA PORT RUNNER HOST RPI_HOST
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deploy flash bench report figures pi-figures zoo zoo-report boards doctor test fuzz lint format lock clean
+.PHONY: help setup deploy flash bench report figures pi-figures zoo zoo-report boards doctor test fuzz faults lint format lock clean
 
 help: ## Show this help
 	@echo 'make <target> [BOARD=<board>] [MODEL=<recipe or file>] [DATA=<.npz for a Keras model>]'
 	@echo '              [PORT=<serial port of a real board, or auto>] [RUNNER=<what writes to it>]'
+	@echo '              [HOST=<user@host of a board with Linux, several, or virtual>]'
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
@@ -40,7 +42,7 @@ setup: ## Make .venv and, with root or sudo, install the system packages
 	@scripts/setup
 
 deploy: setup ## Train, prune, quantize, compile, flash and measure MODEL on BOARD, then report
-	@$(EDGEKILN) deploy --board "$$EDGEKILN_BOARD" $(WITH_DATA) $(WITH_PORT) $(WITH_RUNNER) -- "$$EDGEKILN_MODEL"
+	@RPI_HOST="$$EDGEKILN_HOST" $(EDGEKILN) deploy --board "$$EDGEKILN_BOARD" $(WITH_DATA) $(WITH_PORT) $(WITH_RUNNER) -- "$$EDGEKILN_MODEL"
 
 flash: setup ## Build the image of MODEL and write it to BOARD
 	@$(EDGEKILN) flash --board "$$EDGEKILN_BOARD" $(WITH_DATA) $(WITH_PORT) $(WITH_RUNNER) -- "$$EDGEKILN_MODEL"
@@ -74,6 +76,10 @@ test: setup ## Run all tests, the linters among them (PYTEST_ARGS='-k name' for 
 
 fuzz: setup ## Compile damaged models, 200,000 of them (CASES=n for another number)
 	@.venv/bin/python tests/support/fuzz_reader.py --cases "$$EDGEKILN_CASES"
+
+faults: setup ## Inject 10,000 faults into the line to a board, and some to BOARD's emulator
+	@.venv/bin/python tests/support/fault_injection.py --faults 10000
+	@.venv/bin/python tests/support/fault_injection.py --faults 500 --workers 4 --board "$$EDGEKILN_BOARD"
 
 lint: setup ## Run ruff, mypy and import-linter
 	@.venv/bin/ruff check .

@@ -468,7 +468,7 @@ class Device:
             received += data
             *whole, received = received.split(b"\n")
             for line in whole:
-                yield line.strip(b"\r").decode("ascii", errors="replace")
+                yield _printable(line.strip(b"\r"))
                 end = time.monotonic() + longest_pause_s
 
     def _resynchronize(self) -> None:
@@ -498,6 +498,12 @@ class Device:
 
     def _fail_port(self, error: Exception) -> NoReturn:
         raise BoardError(f"the port failed: {_reason(error)}", where=self._where) from None
+
+
+def _printable(line: bytes) -> str:
+    """Decodes a line; what is no printable character is shown as one that no answer holds."""
+    text = line.decode("ascii", errors="replace")
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def _check_answer(lines: Sequence[str]) -> None:

@@ -92,12 +92,15 @@ def explain(
         dataset: What the model was trained on, or None for one from outside.
         shrinks: Whether it is a Keras model from which channels can still be removed.
     """
-    hints = [error.hint, _find_option(data, name, board, optimize)]
-    if not hints[1] and dataset is not None:
+    least = compile_model(data, name=name, optimize="ram").report
+    hints = [error.hint]
+    if _can_hold(board, least):
+        hints.append(_find_option(data, name, board, optimize))
+    if not any(hints[1:]) and dataset is not None:
         hints.append(_find_model(name, dataset, board))
-    if not hints[1] and shrinks:
+    if not any(hints[1:]) and shrinks:
         hints.append("--channels 0.5 makes it smaller")
-    hints.append(_find_board(data, name, board))
+    hints.append(_find_board(data, name, board, least))
     return DoesNotFitError(
         error.what,
         where=error.where,
@@ -143,17 +146,19 @@ def _find_model(name: str, dataset: str, board: Board) -> str:
     )
 
 
-def _find_board(data: bytes, name: str, board: Board) -> str:
+def _find_board(data: bytes, name: str, board: Board, least: dict[str, Any]) -> str:
     def size(other: Board) -> tuple[int, int]:
         return (other.ram_bytes or 0, other.flash_bytes or 0)
 
     reports: dict[str, dict[str, Any]] = {}
     for other in sorted(_microcontrollers(), key=size):
+        if other.slug == board.slug or not _can_hold(other, least):
+            continue
         if other.target not in reports:
             reports[other.target] = compile_model(data, name=name, target=other.target).report
         report = reports[other.target]
         arena_bytes = report["arena_bytes"] + report.get("state_bytes", 0)
-        if other.slug != board.slug and _has_room(other, arena_bytes, report["constants_bytes"]):
+        if _has_room(other, arena_bytes, report["constants_bytes"]):
             return f"the smallest board that holds it is {other.slug}"
     return ""
 
@@ -161,6 +166,16 @@ def _find_board(data: bytes, name: str, board: Board) -> str:
 def _microcontrollers() -> Iterator[Board]:
     boards = (load_board(slug) for slug in board_slugs())
     return (board for board in boards if board.memory is not None)
+
+
+def _can_hold(board: Board, least: dict[str, Any]) -> bool:
+    """Whether a board might do: no kernels need less than the most frugal ones at their best."""
+    arena_bytes = least["arena_bound_bytes"] + least.get("state_bytes", 0)
+    return (
+        board.memory is not None
+        and arena_bytes + board.memory.stack_bytes <= board.memory.ram_bytes
+        and least["constants_bytes"] // 2 <= board.memory.flash_bytes
+    )
 
 
 def _has_room(board: Board, arena_bytes: int, constants_bytes: int) -> bool:

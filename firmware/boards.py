@@ -120,10 +120,12 @@ class Usb:
     Attributes:
         ids: Vendor and product, ``1234:abcd``, of what it may be behind.
         is_probe: Whether it belongs to the board's debug probe, and has its serial number.
+        interface: The number of its interface where the device has several ports, or None.
     """
 
     ids: tuple[str, ...]
     is_probe: bool
+    interface: int | None = None
 
 
 @dataclass(frozen=True)
@@ -523,7 +525,11 @@ def _read_usb(table: _Table | None) -> Usb | None:
     ids = table.texts("ids")
     if not all(map(_USB_ID.fullmatch, ids)):
         table.fail("ids", "must be like 1234:abcd", repr(list(ids)))
-    usb = Usb(ids, is_probe=table.has("probe") and table.flag("probe"))
+    usb = Usb(
+        ids,
+        is_probe=table.has("probe") and table.flag("probe"),
+        interface=table.number("interface") if table.has("interface") else None,
+    )
     table.end()
     return usb
 

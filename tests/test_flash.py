@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,6 +72,27 @@ def test_a_dry_run_prints_the_commands_and_nothing_else(edgekiln: Call, model: P
     assert (Path("build/m/nucleo-f446re/image/image.elf")).is_file()
     assert not Path("build/m/nucleo-f446re/flash").exists()
     assert not Path("pwned").exists()
+
+
+@pytest.mark.emulator
+def test_nothing_heavy_is_loaded_on_the_way_to_the_tool(model: Path, tmp_path: Path) -> None:
+    """What trains and converts takes seconds to load: with nothing to do it stays away."""
+    program = (
+        "import sys\n"
+        "from edgekiln.cli import main\n"
+        "code = main(sys.argv[1:])\n"
+        "heavy = {'tensorflow', 'keras', 'onnx', 'onnxruntime', 'sklearn', 'scipy', 'jinja2'}\n"
+        "print(code, sorted(heavy & {name.partition('.')[0] for name in sys.modules}))\n"
+    )
+    arguments = ["flash", "--board", "nucleo-f446re", "--dry-run", str(model)]
+    result = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.stdout.splitlines()[-1] == "0 []", result.stderr
 
 
 @pytest.mark.emulator

@@ -21,6 +21,7 @@ from ssh_server import Server, run_server, server
 from edgekiln import cli
 from edgekiln.bench.results import read_results
 from edgekiln.files import sha256_file
+from edgekiln.firmware.linux import ssh
 
 __all__ = ["server"]
 
@@ -378,6 +379,9 @@ class Faults:
 
 @pytest.fixture
 def faults(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
+    # What waits for an answer that was cut off waits less.
+    monkeypatch.setattr(ssh, "LOGIN_TIMEOUT_S", 15.0)
+    monkeypatch.setattr(ssh, "IDLE_TIMEOUT_S", 5)
     made = Faults(server, tmp_path, monkeypatch)
     yield made
     made.heal()

@@ -139,6 +139,27 @@ def test_ports_and_runners_arrive_unread(tree: Path, value: str) -> None:
     assert not (tree / "pwned").exists()
 
 
+@pytest.mark.parametrize("value", [*NASTY, "virtual", "pi@one pi@two:22"])
+@pytest.mark.parametrize("way", ["HOST", "RPI_HOST", "RPI_HOST of the environment"])
+def test_hosts_arrive_unread(tree: Path, value: str, way: str) -> None:
+    show = 'printf %s "$RPI_HOST" >host\nprintf %s "$EDGEKILN_HOST" >host-for-setup'
+    write_program(tree / ".venv" / "bin" / "edgekiln", show)
+    variable, _, environment = way.partition(" ")
+    if environment:
+        result = run_make(tree, ["deploy", "BOARD=rpi"], {variable: value})
+    else:
+        result = run_make(tree, ["deploy", "BOARD=rpi", f"{variable}={value}"], {})
+    assert result.returncode == 0, result.stderr
+    assert [(tree / name).read_text() for name in ("host", "host-for-setup")] == [value, value]
+    assert not (tree / "pwned").exists()
+
+
+def test_the_host_of_the_environment_is_another(tree: Path) -> None:
+    write_program(tree / ".venv" / "bin" / "edgekiln", 'printf %s "$RPI_HOST" >host')
+    assert run_make(tree, ["deploy"], {"HOST": "x86_64-linux", "RPI_HOST": "pi@a"}).returncode == 0
+    assert (tree / "host").read_text() == "pi@a"
+
+
 def test_a_failing_set_up_stops_the_target(tree: Path) -> None:
     write_program(tree / "scripts" / "setup", "exit 3")
     assert run_make(tree, ["deploy"], {}).returncode != 0

@@ -70,6 +70,7 @@ class Machine:
         return (self.checkout / ".venv" / "ready").exists()
 
 
+CROSS = ("aarch64-linux-gnu-gcc", "arm-linux-gnueabihf-gcc")
 TOOLS = ("gcc", "g++", "arm-none-eabi-gcc", "qemu-system-arm")
 
 
@@ -124,23 +125,46 @@ def test_only_what_is_missing_is_asked_for(machine: Machine) -> None:
 
 def test_continuous_integration_needs_more(machine: Machine) -> None:
     machine.environment["CI"] = "true"
-    machine.add_tools(*TOOLS, "rsync", "aarch64-linux-gnu-gcc", "riscv64-unknown-elf-gcc")
-    machine.add_tools("avr-gcc", "simavr")
+    machine.add_tools(*TOOLS, "rsync", *CROSS, "riscv64-unknown-elf-gcc", "avr-gcc", "simavr")
     line = one_line(machine.setup())
     flash = "stm32flash openocd stlink-tools dfu-util avrdude gdb-multiarch"
-    wanted = "clang cmake qemu-user qemu-user-static qemu-system-misc mmdebstrap openssh-client"
+    wanted = "clang cmake qemu-user qemu-system-misc"
     wanted += f" {flash}"
     if not Path("/usr/share/arduino/hardware/arduino/avr/bootloaders").exists():
         wanted += " arduino-core-avr"
     wanted += " nodejs npm"
     if not Path("/usr/sbin/sshd").exists():  # which lies outside of an ordinary user's PATH
         wanted += " openssh-server"
+    wanted += " openssh-client qemu-user-static mmdebstrap"
     assert line.endswith(f"recommends {wanted}")
     machine.add_tools("clang", "cmake", "mmdebstrap", "qemu-aarch64", "qemu-aarch64-static", "ssh")
     machine.add_tools(*flash.replace("stlink-tools", "st-flash").split())
     machine.add_tools("qemu-system-riscv32", "node", "npm")
     assert machine.setup().returncode == 0
     assert machine.calls()[-1] == "-m edgekiln.firmware.rp2040js"
+
+
+def test_a_raspberry_pi_needs_more_even_when_all_else_is_ready(machine: Machine) -> None:
+    machine.add_tools(*TOOLS)
+    assert machine.setup().returncode == 0
+    machine.environment["EDGEKILN_BOARD"] = "rpi"
+    line = one_line(machine.setup())
+    packages = "gcc-aarch64-linux-gnu libc6-dev-arm64-cross openssh-client rsync"
+    assert line.endswith(f"recommends {packages}")
+    assert machine.ready()
+    machine.add_tools(CROSS[0], "ssh", "rsync")
+    assert machine.setup().returncode == 0
+    machine.environment["EDGEKILN_HOST"] = "virtual virtual:armhf"
+    line = one_line(machine.setup())
+    packages = "qemu-user-static mmdebstrap gcc-arm-linux-gnueabihf libc6-dev-armhf-cross"
+    assert line.endswith(f"recommends {packages}")
+    machine.environment["SKIP_SYSTEM"] = "1"
+    assert machine.setup().returncode == 0
+    del machine.environment["SKIP_SYSTEM"]
+    machine.environment["EDGEKILN_HOST"] = "pi@raspberrypi.local"
+    machine.environment["EDGEKILN_BOARD"] = "rpi; touch pwned"
+    assert machine.setup().returncode == 0
+    assert not (machine.checkout / "pwned").exists()
 
 
 def test_without_apt_the_line_names_the_packages(machine: Machine) -> None:

@@ -6,6 +6,7 @@
 
 #define EK_REGISTER(address) (*(volatile uint32_t *)(uintptr_t)(address))
 
+#define EK_SYSTICK_CTRL EK_REGISTER(0xE000E010u)
 #define EK_SCB_VTOR EK_REGISTER(0xE000ED08u)
 #define EK_SCB_CCR EK_REGISTER(0xE000ED14u)
 #define EK_SCB_SHCSR EK_REGISTER(0xE000ED24u)
@@ -22,6 +23,17 @@
 #define EK_NVIC_ICER(interrupt) EK_REGISTER(0xE000E180u + 4u * ((interrupt) / 32u))
 #define EK_NVIC_ICPR(interrupt) EK_REGISTER(0xE000E280u + 4u * ((interrupt) / 32u))
 #define EK_NVIC_BIT(interrupt) (1u << ((interrupt) % 32u))
+
+/* Undoes what a bootloader may have left: interrupts that are enabled, or masked as a whole. */
+static inline void ek_forget_interrupts(void)
+{
+    EK_SYSTICK_CTRL = 0;
+    for (uint32_t first = 0; first < 256u; first += 32u) {
+        EK_NVIC_ICER(first) = 0xFFFFFFFFu;
+        EK_NVIC_ICPR(first) = 0xFFFFFFFFu;
+    }
+    __asm__ volatile("dsb\nisb\ncpsie i" ::: "memory");
+}
 
 /* Sleeps until one of two interrupts is pending, without taking it. The caller clears its
  * cause, then what is pending. */

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,12 +29,14 @@ class Port:
         description: What it says of itself.
         usb_id: Vendor and product, ``1234:abcd``; empty where it is not on USB.
         serial_number: The device's own, or empty.
+        interface: The number of its USB interface, or None where it is not known.
     """
 
     device: str
     description: str = ""
     usb_id: str = ""
     serial_number: str = ""
+    interface: int | None = None
 
     def __str__(self) -> str:
         words = [self.device, f"({self.usb_id})" if self.usb_id else "", self.description]
@@ -50,6 +53,7 @@ def list_ports() -> tuple[Port, ...]:
             description="" if port.description in (None, "n/a") else port.description,
             usb_id=f"{port.vid:04x}:{port.pid:04x}",
             serial_number=port.serial_number or "",
+            interface=_interface_of(port.location),
         )
         for port in sorted(comports(), key=lambda port: str(port.device))
         if port.vid is not None and port.pid is not None
@@ -76,14 +80,13 @@ def find_port(board: Board, named: str, choose: Choose) -> Port:
         device = os.path.abspath(named)
         known = next((port for port in here if port.device == device), Port(device))
         return _check(board, known, here)
-    ids = board.usb.ids if board.usb else ()
-    fitting = [port for port in here if not ids or port.usb_id in ids]
+    fitting = [port for port in here if _fits(board, port)]
     if not fitting:
         raise BoardError(
             "no serial port of this board is there",
             where=board.slug,
             got=_list(here),
-            allowed=f"USB {', '.join(ids)}" if ids else "any on USB",
+            allowed=f"USB {', '.join(board.usb.ids)}" if board.usb else "any on USB",
             hint="plug it in, or name its port with --port",
         )
     if len(fitting) == 1:
@@ -97,6 +100,19 @@ def find_port(board: Board, named: str, choose: Choose) -> Port:
             hint="name one with --port",
         )
     return _check(board, fitting[answer], here)
+
+
+def _fits(board: Board, port: Port) -> bool:
+    if board.usb is None:
+        return True
+    is_other = None not in (board.usb.interface, port.interface)
+    return port.usb_id in board.usb.ids and not (is_other and board.usb.interface != port.interface)
+
+
+def _interface_of(location: str | None) -> int | None:
+    """Returns the interface's number at the end of a place on USB, like ``1-1.4:1.0``."""
+    match = re.search(r":\d+\.(\d+)$", location or "")
+    return int(match[1]) if match else None
 
 
 def probe_of(board: Board, port: Port) -> str:

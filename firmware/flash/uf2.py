@@ -28,6 +28,7 @@ UNKNOWN_DRIVE = "<drive>"
 
 _MOUNTS = Path("/proc/self/mounts")
 _VOLUMES = Path("/Volumes")
+_LABELS = Path("/dev/disk/by-label")  # a bootloader's drive has its Board-ID for a label
 _WAIT_SECONDS = 20.0
 _RESTART_SECONDS = 20.0
 _PAUSE_SECONDS = 0.2
@@ -127,9 +128,17 @@ class Uf2(Runner):
                 Trouble.NO_DEVICE.what,
                 where=f"{job.board.slug}, {self.name}",
                 got=f"no mounted drive with a {INFO_NAME} of this board",
-                hint=f"{self.enter}; where drives are not mounted by themselves, mount it",
+                hint=self._how_to_mount(),
             )
         return drives[0]
+
+    def _how_to_mount(self) -> str:
+        """Returns what to do: where no desktop does it, a drive has to be mounted by hand."""
+        assert isinstance(self.settings, Uf2Settings)
+        disk = _LABELS / self.settings.board_id
+        if disk.exists():
+            return f"mount it, as with: udisksctl mount -b {disk.resolve()}"
+        return self.enter
 
     def _check_taken(self, job: Job, drive: Path) -> None:
         if not _wait_until_gone(drive):

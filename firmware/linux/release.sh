@@ -116,10 +116,15 @@ prepare) # $1: who, $2: the release's hash. Cleans up; says what is there.
     for there in "releases/$2" "releases/$2"-*; do
         if is_whole "$there"; then
             printf 'whole %s\n' "${there#releases/}"
-            break
+            exit 0
         fi
     done
-    for there in $(by_age | head -n 3); do printf 'like %s\n' "$there"; done
+    # What is equal in the newest release need not be sent. rsync's --copy-dest would do the same;
+    # that of Debian 12 (3.2.7) cannot when the directory's name begins with "..".
+    like=$(by_age | head -n 1)
+    if [ ! -d "releases/.incoming-$2" ] && [ -n "$like" ]; then
+        cp -R "releases/$like" "releases/.incoming-$2"
+    fi
     mkdir -p "releases/.incoming-$2"
     ;;
 verify) # $1: who, $2: the hash. Checks what has come in.

@@ -178,8 +178,7 @@ def deploy_release(
         staged, sent = whole, 0
         if not whole:
             staged = f".incoming-{release.id}"
-            like = tuple(f"../{name}" for name in there.get("like", []))
-            sent = connection.push(release.directory, f"{root}/releases/{staged}", like=like)
+            sent = connection.push(release.directory, f"{root}/releases/{staged}")
             side.ask("verify", release.id)
         try:
             side.ask(

@@ -263,14 +263,12 @@ class Connection:
             raise BoardError(explain_script(done), where=self.host)
         return done
 
-    def push(self, local: Path, remote: str, *, like: Sequence[str] = ()) -> int:
+    def push(self, local: Path, remote: str) -> int:
         """Makes a directory on the board equal to a local one; sends only what differs.
 
         Args:
             local: The directory.
             remote: The directory on the board; its parent has to be there.
-            like: Directories on the board, relative to ``remote``, from which files are copied
-                that need not be sent because their checksums are equal.
 
         Returns:
             How many bytes of files were sent.
@@ -280,7 +278,6 @@ class Connection:
             BoardError: It fails; what is in ``remote`` then is unspecified.
         """
         options = ["-rlp", "--checksum", "--delete", "--stats", "--chmod=D755,Fu+rw,Fgo-w"]
-        options += [f"--copy-dest={directory}" for directory in like]
         source, target = f"{local.resolve()}/", f"edgekiln:{check_remote_path(remote)}/"
         done = self._rsync(options, source, target)
         sent = re.search(r"Literal data: ([0-9.,]+)", done.text)

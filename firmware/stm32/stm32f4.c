@@ -178,8 +178,9 @@ static int start_pll(void)
 /* Gives a pin of port A to the UART: alternate function 7, with a pull-up for an open line. */
 static void use_pin(uint32_t pin)
 {
-    GPIOA_AFR(pin) |= 7u << (4u * (pin % 8u));
-    GPIOA_PUPDR |= 1u << (2u * pin);
+    const uint32_t function_at = 4u * (pin % 8u);
+    GPIOA_AFR(pin) = (GPIOA_AFR(pin) & ~(15u << function_at)) | (7u << function_at);
+    GPIOA_PUPDR = (GPIOA_PUPDR & ~(3u << (2u * pin))) | (1u << (2u * pin));
     GPIOA_MODER = (GPIOA_MODER & ~(3u << (2u * pin))) | (2u << (2u * pin));
 }
 
@@ -216,6 +217,7 @@ void ek_port_init(void)
 {
     uint32_t uart_hz = HSI_HZ;
     uint32_t timer_hz = HSI_HZ;
+    ek_forget_interrupts();
     use_internal_oscillator();
     if (start_pll()) {
         uart_hz = EK_UART_CLOCK_HZ;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from edgekiln.firmware.flash.destination import AUTO
 from edgekiln.firmware.flash.ports import Port, find_port, list_ports, probe_of, wait_for_port
 
 UNO, STLINK, OTHER = (0x2341, 0x0043), (0x0483, 0x374B), (0x10C4, 0xEA60)
+FTDI = (0x0403, 0x6010)  # a device with two ports
 
 Attach = Callable[..., list[str]]
 
@@ -32,7 +34,12 @@ def attach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attach:
             vid, pid = usb or (None, None)
             found.append(
                 SimpleNamespace(
-                    device=str(path), description="n/a", vid=vid, pid=pid, serial_number=serial
+                    device=str(path),
+                    description="n/a",
+                    vid=vid,
+                    pid=pid,
+                    serial_number=serial,
+                    location=f"1-{number // 2}.4:1.{number % 2}" if usb == FTDI else None,
                 )
             )
         monkeypatch.setattr("serial.tools.list_ports.comports", lambda: reversed(found))
@@ -122,6 +129,19 @@ def test_a_port_that_may_not_be_used(attach: Attach, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "access", lambda path, mode: path != ports[0])
     with pytest.raises(BoardError, match=r"permission to use the port is denied.*dialout"):
         find_port(board("2341:0043"), AUTO, unasked)
+
+
+def test_one_of_a_devices_ports(attach: Attach) -> None:
+    first, second = attach((FTDI, "1"), (FTDI, "1"))
+    usb = Usb(("0403:6010",), False, interface=1)
+    assert find_port(make_board(usb=usb), AUTO, unasked).device == second
+    both = dataclasses.replace(usb, interface=None)
+    with pytest.raises(BadInputError, match=rf"several serial ports fit.*{first}"):
+        find_port(make_board(usb=both), AUTO, nobody)
+    # Where the system does not tell, all of them are asked about.
+    attach((OTHER, "1"), (OTHER, "1"))
+    with pytest.raises(BadInputError, match="several serial ports fit"):
+        find_port(make_board(usb=Usb(("10c4:ea60",), False, interface=1)), AUTO, nobody)
 
 
 def test_the_probe_of_a_port(attach: Attach) -> None:

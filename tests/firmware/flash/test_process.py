@@ -69,6 +69,19 @@ def test_a_tool_that_does_not_want_to_end(tmp_path: Path, monkeypatch: pytest.Mo
         run_tool([sys.executable, "-c", program], tmp_path, tmp_path / "log", silence_s=1)
 
 
+def test_an_interrupt_ends_the_tool(tmp_path: Path) -> None:
+    program = "import os, time; print(os.getpid(), '50%', flush=True); time.sleep(600)"
+
+    def interrupt(percent: float) -> None:
+        raise KeyboardInterrupt
+
+    log = tmp_path / "log"
+    with pytest.raises(KeyboardInterrupt):
+        run_tool([sys.executable, "-c", program], tmp_path, log, silence_s=30, on_percent=interrupt)
+    number = log.read_text().splitlines()[-1].split()[0]
+    assert not Path("/proc", number).exists()
+
+
 def test_a_tool_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ToolMissingError, match="no-such-tool cannot be run"):
         run_tool(["no-such-tool"], tmp_path, tmp_path / "log", silence_s=1)

@@ -130,3 +130,12 @@ def test_settings_come_with_their_runner(board: Board) -> None:
     assert registry.find_runner(moved, "avrdude").settings == settings_of("avrdude")
     with pytest.raises(AssertionError):
         registry.find_runner(moved, "emulator")
+
+
+def test_the_page_names_every_board_that_can_be_flashed(root: Path) -> None:
+    page = (root / "docs/flash.md").read_text(encoding="utf-8")
+    for board in map(load_board, board_slugs()):
+        runners = set(registry.runner_names(board)) - {"emulator"}
+        family = f"{board.slug.partition('-')[0]}-\\*"
+        assert not runners or board.slug in page or family in page, board.slug
+    assert all(name in page for name in registry.RUNNERS)

@@ -105,6 +105,17 @@ def test_no_drive(plan: Plan, drive: Path, mounts: Callable[..., None]) -> None:
     assert not job.log.exists()
 
 
+def test_a_drive_that_is_not_mounted(
+    plan: Plan, mounts: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sdx1").touch()
+    (tmp_path / "RPI-RP2").symlink_to("sdx1")
+    monkeypatch.setattr(uf2, "_LABELS", tmp_path)
+    runner, job = plan("uf2")
+    with pytest.raises(BoardError, match=rf"mount it, as with: udisksctl .* {tmp_path}/sdx1$"):
+        runner.write(job)
+
+
 def test_several_drives(plan: Plan, drive: Path, mounts: Callable[..., None]) -> None:
     other = drive.with_name("RPI-RP2-2")
     shutil.copytree(drive, other)

@@ -31,7 +31,7 @@ from edgekiln.firmware.linux.ssh import Connection
 
 NAME = "digits"
 # All that change something, and those that what is checked depends on.
-WRAPPED = ("mkdir", "rm", "mv", "ln", "sync", "sha256sum", "timeout", "rsync")
+WRAPPED = ("mkdir", "rm", "cp", "mv", "ln", "sync", "sha256sum", "timeout", "rsync")
 
 
 def write_release(directory: Path, answer: str, *, works: bool = True, size: int = 100) -> Release:
