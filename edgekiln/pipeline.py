@@ -1123,7 +1123,7 @@ def show_results(results: Results) -> None:
         if pair.tolerated_bytes:
             equal += ", the others within the tolerance"
         rows.append((f"bytes equal, {pair.left} and {pair.right}", equal))
-    flash = "program without the C library" if results.system else "flash"
+    flash = "program" if results.system else "flash"
     rows.append((flash, f"{grouped(results.flash_bytes)} bytes"))
     rows.append((f"{flash}, of it code", f"{grouped(results.flash_code_bytes)} bytes"))
     rows.append(("RAM", f"{grouped(results.ram_bytes)} bytes"))
