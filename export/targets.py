@@ -16,7 +16,8 @@ class Target:
         description: For people.
         features: What a kernel may ask for: ``dsp`` (Arm's SIMD-in-32-bit instructions),
             ``unaligned`` (32-bit loads from any address), ``neon`` (Arm's 64-bit cores, and 32-bit
-            ones that have it), ``dotprod`` (dot products, as in -march=armv8.2-a+dotprod).
+            ones that have it), ``dotprod`` (dot products, as in -march=armv8.2-a+dotprod),
+            ``armv6m`` (eight low registers, no more than a 32-bit product).
         has_float: Whether models may compute in float32.
         max_object_bytes: The largest array that its C compiler takes, or None for any.
     """
@@ -35,7 +36,7 @@ TARGETS = {
     for target in (
         Target("generic", "any core with a C99 compiler"),
         Target("host", "the machine that edgekiln runs on"),
-        Target("cortex-m0plus", "Arm Cortex-M0, M0+ and M1"),
+        Target("cortex-m0plus", "Arm Cortex-M0, M0+ and M1", frozenset({"armv6m"})),
         Target("cortex-m4", "Arm Cortex-M4 and M4F", _DSP),
         Target("cortex-m7", "Arm Cortex-M7", _DSP),
         Target("cortex-m33", "Arm Cortex-M33 and M35P with the DSP extension", _DSP),

@@ -15,7 +15,8 @@
 #if defined(__GNUC__)
 #define EK_INLINE inline __attribute__((always_inline))
 #define EK_NOINLINE __attribute__((noinline))
-#if defined(__AVR__) /* arithmetic that is wider than the registers: one copy of it is enough */
+#if defined(__AVR__) || (defined(__ARM_ARCH_6M__) && defined(__OPTIMIZE_SIZE__))
+/* Arithmetic that is wider than the registers: one copy of it is enough. */
 #define EK_WIDE __attribute__((noinline, unused))
 #else
 #define EK_WIDE EK_INLINE
@@ -75,10 +76,30 @@ static EK_INLINE int32_t ek_wrapping_mul(int32_t a, int32_t b)
     return (int32_t)((uint32_t)a * (uint32_t)b);
 }
 
+/* a * b / 2^31, rounded to the nearest, halves up, from four products of 16 bits by 16. */
+static EK_INLINE int32_t ek_doubling_high_mul_by_halves(int32_t a, int32_t b)
+{
+    const int32_t a_low = a & 0xFFFF;
+    const int32_t b_low = b & 0xFFFF;
+    const int32_t a_high = a >> 16;
+    const int32_t b_high = b >> 16;
+    const int32_t cross_1 = a_low * b_high;
+    const int32_t cross_2 = a_high * b_low;
+    const uint32_t low = (uint32_t)a_low * (uint32_t)b_low;
+    const uint32_t middle = ((uint32_t)cross_1 & 0xFFFFu) + ((uint32_t)cross_2 & 0xFFFFu)
+                            + (low >> 16) + 0x4000u;
+    const int32_t high =
+        a_high * b_high + (cross_1 >> 16) + (cross_2 >> 16) + (int32_t)(middle >> 16);
+    return (int32_t)(((uint32_t)high << 1) | ((middle >> 15) & 1u));
+}
+
 /* a * b / 2^31, rounded to the nearest, halves up. Not for a = b = INT32_MIN.
  * The same integer as gemmlowp's SaturatingRoundingDoublingHighMul. */
 static EK_WIDE int32_t ek_doubling_high_mul(int32_t a, int32_t b)
 {
+#if defined(__ARM_ARCH_6M__) /* no product is wider than 32 bits: compilers call a function */
+    return ek_doubling_high_mul_by_halves(a, b);
+#else
     const int64_t product = (int64_t)a * b + ((int32_t)1 << 30);
 #if defined(__AVR__) /* shifts bit by bit: better to pick bytes */
     uint32_t halves[2];
@@ -86,6 +107,7 @@ static EK_WIDE int32_t ek_doubling_high_mul(int32_t a, int32_t b)
     return (int32_t)((halves[1] << 1) | (halves[0] >> 31));
 #else
     return (int32_t)(product >> 31);
+#endif
 #endif
 }
 

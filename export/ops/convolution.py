@@ -415,18 +415,26 @@ def matrix_call(
     return (call,)
 
 
-def matrix_overlap(op: Op, graph: Graph, rows: int) -> Overlaps:
+def matrix_overlap(op: Op, graph: Graph, rows: int, early: int | None = None) -> Overlaps:
     """Proves how far from its input the output of a matrix product has to begin.
 
-    Row r of the output is written while row r of the input is still being read, its last
-    element when only later rows are left. With I inputs and O outputs a row, forwards
-    rO + O - 1 <= rI and (r + 1)O <= (r + 1)I must hold. Backwards, row r must lie behind all of
+    Row r of the output is written while row r of the input is still being read, the rest of it
+    when only later rows are left. With I inputs and O outputs a row, E of them early, forwards
+    rO + E <= rI and (r + 1)O <= (r + 1)I must hold. Backwards, row r must lie behind all of
     input row r: rO >= (r + 1)I. All are linear in r, so that the first and the last row decide.
+
+    Args:
+        op: The operator.
+        graph: Its graph.
+        rows: How many rows the input has.
+        early: How many outputs of a row are written while its inputs are still needed; None for
+            all but the last.
     """
     x, y = op.input(graph, 0), op.output(graph)
     inputs, outputs = x.elements // rows, y.elements // rows
+    early = outputs - 1 if early is None else early
     last = rows - 1
-    while_reading = max(outputs - 1, last * (outputs - inputs) + outputs - 1)
+    while_reading = max(early, last * (outputs - inputs) + early)
     between = max(0, last * (outputs - inputs))
     after = max(inputs, last * (inputs - outputs) + inputs)
     size = x.dtype.bytes

@@ -170,7 +170,7 @@ def _requantization_of(op: Op, graph: Graph) -> Requantization:
     return per_channel_requantization(op.input(graph, 0), op.input(graph, 1), op.output(graph))
 
 
-def _channels(
+def channels_of(
     op: Op, graph: Graph, matrix: NDArray[np.int64], padded: bool
 ) -> tuple[Channels, int]:
     """Returns the simplified channels, and what the kernel has to add to each input.
@@ -211,13 +211,13 @@ def _is_int8(op: Op, graph: Graph) -> bool:
 
 
 def _weights_fit(op: Op, graph: Graph) -> bool:
-    channels, _ = _channels(op, graph, _matrix_of(op, graph), padded=False)
+    channels, _ = channels_of(op, graph, _matrix_of(op, graph), padded=False)
     pairs_fit = channels.int4_pairs_fit() if _is_int4(op, graph) else channels.pairs_fit()
     return channels.shifts_fit() and channels.accumulators_fit(128) and pairs_fit
 
 
 def _tables(op: Op, graph: Graph) -> dict[str, Array]:
-    channels, _ = _channels(op, graph, _matrix_of(op, graph), padded=False)
+    channels, _ = channels_of(op, graph, _matrix_of(op, graph), padded=False)
     pack = pack_channel_pairs_int4 if _is_int4(op, graph) else pack_channel_pairs
     return channels.tables(pack(channels.matrix))
 
@@ -226,7 +226,8 @@ def _weight_bits(op: Op, graph: Graph) -> int:
     return 4 if _is_int4(op, graph) else 8
 
 
-def _output_scalars(op: Op, graph: Graph) -> dict[str, int]:
+def output_scalars_of(op: Op, graph: Graph) -> dict[str, int]:
+    """Returns the zero point and the limits of the outputs, for the C kernels."""
     y = op.output(graph)
     low, high = activation_range(getattr(op, "activation", Activation.NONE), y.q)
     return {
@@ -252,7 +253,7 @@ def _lower_vector(op: FullyConnected, graph: Graph) -> tuple[KernelCall, ...]:
     call = KernelCall(
         "ek_vector_dsp_s8",
         "ek_vector_dsp_s8.h",
-        {"depth": depth, "channels": channels, **_output_scalars(op, graph)},
+        {"depth": depth, "channels": channels, **output_scalars_of(op, graph)},
         _tables(op, graph),
         (op.inputs[0],),
         op.outputs[0],
@@ -302,7 +303,7 @@ def _lower_matrix(op: Op, graph: Graph) -> tuple[KernelCall, ...]:
         "rows": op.input(graph, 0).elements // depth,
         "depth": depth,
         "channels": channels,
-        **_output_scalars(op, graph),
+        **output_scalars_of(op, graph),
         "weight_bits": _weight_bits(op, graph),
     }
     call = KernelCall(
@@ -377,7 +378,7 @@ def _lower_window(op: Conv2D, graph: Graph) -> tuple[KernelCall, ...]:
         "depth": depth,
         "channels": channels,
         **window,
-        **_output_scalars(op, graph),
+        **output_scalars_of(op, graph),
         "weight_bits": _weight_bits(op, graph),
     }
     by_bytes = x.shape[3] % 4 != 0
@@ -422,7 +423,7 @@ def _depthwise_channels(op: DepthwiseConv2D, graph: Graph) -> tuple[Channels, in
     x, weights, y = op.input(graph, 0), op.input(graph, 1), op.output(graph)
     padded = windows_read_padding(x, y, op.windows(graph))
     matrix = as_int64(weights.data).reshape(-1, weights.shape[3]).T
-    return _channels(op, graph, matrix, padded)
+    return channels_of(op, graph, matrix, padded)
 
 
 def _lower_depthwise(op: DepthwiseConv2D, graph: Graph) -> tuple[KernelCall, ...]:
@@ -437,7 +438,7 @@ def _lower_depthwise(op: DepthwiseConv2D, graph: Graph) -> tuple[KernelCall, ...
         "filter_width": filter_w,
         **window_scalars(x, y, op.windows(graph)),
         "input_offset": input_offset,
-        **_output_scalars(op, graph),
+        **output_scalars_of(op, graph),
         "unshifted": int(np.any(channels.right_shift == 0)),
     }
     filters = np.ascontiguousarray(channels.matrix.T).astype(np.int8).reshape(-1)

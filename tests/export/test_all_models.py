@@ -25,7 +25,7 @@ from edgekiln.export.emit.program import numbered
 
 SHARED = os.environ.get("EDGEKILN_SHARED", "")
 MODELS = sorted(Path(SHARED, "models").rglob("*.tflite")) if SHARED else []
-TARGETS = ("host", "cortex-m4")
+TARGETS = ("host", "cortex-m0plus", "cortex-m4")
 COMPILERS = ("gcc", "clang")
 SAMPLES = 2
 

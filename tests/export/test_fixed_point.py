@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import subprocess
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from edgekiln.bench.compiled import STRICT_FLAGS, find_host_compiler
 from edgekiln.export import fixed_point as fp
 
 INT32 = st.integers(-(2**31), 2**31 - 1)
@@ -32,6 +37,41 @@ def test_doubling_high_mul_is_the_truncating_division_with_a_nudge(a: int, b: in
     nudged = product + (2**30 if product >= 0 else 1 - 2**30)
     want = abs(nudged) // 2**31 * (1 if nudged >= 0 else -1)
     assert int(fp.doubling_high_mul(array(a), b)[0]) == want
+
+
+@pytest.fixture(scope="module")
+def high_mul_by_halves(root: Path, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    directory = tmp_path_factory.mktemp("halves")
+    (directory / "a.c").write_text(
+        '#include "ek_common.h"\n'
+        "void multiply(const int32_t *a, const int32_t *b, int32_t *y, int32_t n);\n"
+        "void multiply(const int32_t *a, const int32_t *b, int32_t *y, int32_t n)\n"
+        "{ for (int32_t i = 0; i < n; ++i)"
+        " { y[i] = ek_doubling_high_mul_by_halves(a[i], b[i]); } }\n"
+    )
+    library = directory / "a.so"
+    sanitizer = ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
+    command = [*find_host_compiler(), *STRICT_FLAGS, *sanitizer, "-O1", "-shared", "-fPIC"]
+    command += [f"-I{root / 'export/kernels'}", str(directory / "a.c"), "-o", str(library)]
+    subprocess.run(command, check=True)
+    return ctypes.CDLL(str(library))
+
+
+def test_doubling_high_mul_by_halves_is_the_same(high_mul_by_halves: ctypes.CDLL) -> None:
+    """Without a product wider than 32 bits, as on Armv6-M: edges with edges, then at random."""
+    near = [0, 1, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 2**30, 2**31 - 0x8000, 2**31 - 1]
+    edges = sorted({sign * n + d for n in near for sign in (-1, 1) for d in (-1, 0, 1)})
+    edges = [n for n in edges if -(2**31) <= n < 2**31]
+    a, b = (axis.reshape(-1) for axis in np.meshgrid(edges, edges))
+    random = np.random.default_rng(0).integers(-(2**31), 2**31, (2, 300_000))
+    a, b = np.concatenate([a, random[0]]), np.concatenate([b, random[1]])
+    keep = (a != -(2**31)) | (b != -(2**31))
+    a, b = a[keep].astype(np.int32), b[keep].astype(np.int32)
+    got = np.empty_like(a)
+    arrays = [ctypes.c_void_p(array.ctypes.data) for array in (a, b, got)]
+    high_mul_by_halves.multiply(*arrays, ctypes.c_int32(len(a)))
+    want = fp.doubling_high_mul(a.astype(np.int64), b.astype(np.int64))
+    np.testing.assert_array_equal(got, want)
 
 
 @given(INT32, st.integers(0, 31))

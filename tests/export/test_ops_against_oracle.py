@@ -56,8 +56,8 @@ def assert_equal_everywhere(model: bytes, seed: int, samples: int = 3) -> None:
         ]
         for got, wanted in zip(run_graph(compiled.graph, shaped), want, strict=True):
             np.testing.assert_array_equal(got.reshape(-1), wanted[sample].reshape(-1))
-    # The DSP kernels of cortex-m4 have a plain form, which runs here.
-    for target in ("host", "cortex-m4"):
+    # The kernels of cortex-m0plus and cortex-m4 have a plain form, which runs here.
+    for target in ("host", "cortex-m0plus", "cortex-m4"):
         for got, wanted in zip(run_c(model, target, inputs), want, strict=True):
             np.testing.assert_array_equal(got, wanted)
 

@@ -109,12 +109,19 @@ CASES = {
 }  # fmt: skip
 
 
-# Other operators have no kernels of their own with NEON.
-PLACED = [(case, target) for case in CASES for target in ("host", "cortex-m4")] + [
-    pytest.param(case, "aarch64", marks=pytest.mark.emulator)
+# Other operators have no kernels of their own for cortex-m0plus; with NEON pools have some.
+MULTIPLYING = [
+    case
     for case in CASES
-    if case.startswith(("conv", "depthwise", "dense", "average", "max"))
-    and case != "depthwise doubled"
+    if case.startswith(("conv", "depthwise", "dense")) and case != "depthwise doubled"
+]
+PLACED = [
+    *((case, target) for case in CASES for target in ("host", "cortex-m4")),
+    *((case, "cortex-m0plus") for case in MULTIPLYING),
+    *(
+        pytest.param(case, "aarch64", marks=pytest.mark.emulator)
+        for case in [*MULTIPLYING, *(case for case in CASES if "pool" in case)]
+    ),
 ]
 
 
@@ -209,6 +216,8 @@ def test_the_output_may_begin_as_close_after_the_input(
         ("conv 1x1 wider", "cortex-m4"),
         ("depthwise same", "host"),
         ("depthwise same", "cortex-m4"),
+        ("conv 1x1 wider", "cortex-m0plus"),
+        ("depthwise same", "cortex-m0plus"),
         pytest.param("conv 1x1 wider", "aarch64", marks=pytest.mark.emulator),
         pytest.param("depthwise same", "aarch64", marks=pytest.mark.emulator),
         ("average pool same", "host"),
