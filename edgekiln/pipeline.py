@@ -296,7 +296,8 @@ def _boot(work: Work, board: Board, image: Image, port: str | None = None) -> No
         wait_for_port(port)
     one = read_inputs_file(work.inputs).head(1)
     measure_few(work.name, image, board, work.host_bundle, one, port)
-    say(f"{image.elf} boots on {board.slug} and answers as it should")
+    emulated = ", emulated," if port is None and board.is_emulated else ""
+    say(f"{image.elf} boots on {board.slug}{emulated} and answers as it should")
 
 
 def _flash_to_measure(work: Work, board: Board, where: Destination) -> str:

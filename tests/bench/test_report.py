@@ -367,7 +367,8 @@ def test_runtimes_stand_float_beside_int8(results: Results) -> None:
         "309 µs (2,000 µs, 12.35 ms)",
     )
     assert view.conditions == (
-        "Frequency governor ondemand; 1,500 MHz at the end; 42 °C before and 61 °C after; "
+        "Frequency governor ondemand; 1,500\u00a0MHz at the end; "
+        "42\u00a0°C before and 61\u00a0°C after; "
         "under-voltage has occurred."
     )
     page = page_of(results)
