@@ -164,4 +164,4 @@ for _family in (cortex_m0plus, cortex_m4, aarch64):
     Conv2D.kernels += _family.CONV_2D
     DepthwiseConv2D.kernels += _family.DEPTHWISE_CONV_2D
     FullyConnected.kernels += _family.FULLY_CONNECTED
-Add.kernels += aarch64.ADD
+Add.kernels += cortex_m4.ADD + aarch64.ADD
