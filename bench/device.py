@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln import console
+from edgekiln.bench.journal import Entry, Journal, journal_key
 from edgekiln.bench.protocol import Device
 from edgekiln.bench.tensors import Tensors
 from edgekiln.errors import BadInputError, BoardError
@@ -21,9 +23,6 @@ from edgekiln.firmware.bundle import TensorInfo
 from edgekiln.firmware.counting import InferenceCount
 from edgekiln.firmware.emulators import Counts, RunningEmulator, start_emulator
 from edgekiln.firmware.image import Image
-
-Answer = tuple[bytes, int]
-"""An inference's output, and how long it took in µs by the board's clock."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,7 @@ def run_on_board(
     count: bool = True,
     progress: bool = True,
     stream: bool = False,
+    journal: Path | None = None,
 ) -> DeviceRun:
     """Runs one inference per input and collects the outputs' bytes.
 
@@ -115,6 +115,8 @@ def run_on_board(
         count: Count instructions or cycles where the emulator can.
         progress: Show a progress bar.
         stream: Let the model remember, from a fresh start, across all inferences.
+        journal: File that keeps the answers until all are there: where an earlier run with the
+            same image and inputs was broken off, this one goes on. Streams begin anew.
 
     Raises:
         BadInputError: The inputs do not have the model's shapes and dtypes.
@@ -125,13 +127,51 @@ def run_on_board(
     rows = _pack_inputs(image, inputs)
     if port is not None:
         with Device(port, baud=board.uart.baud if board.uart else 115_200) as device:
-            return _run_all(image, board, device, rows, None, progress, stream)
+            return _run_all(_Run(image, board, rows, device, None, progress, journal, port), stream)
     with (
         start_emulator(board, image, count=count) as emulator,
         _emulator_to_blame(emulator),
         Device(emulator.port) as device,
     ):
-        return _run_all(image, board, device, rows, emulator, progress, stream)
+        return _run_all(_Run(image, board, rows, device, emulator, progress, journal), stream)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """All that a run has to do with; as the arguments of `run_on_board`."""
+
+    image: Image
+    board: Board
+    rows: Sequence[bytes]
+    device: Device
+    emulator: RunningEmulator | None
+    progress: bool
+    journal: Path | None
+    port: str | None = None
+
+    @property
+    def counter(self) -> RunningEmulator | None:
+        """The emulator, where it counts."""
+        return self.emulator if self.emulator is not None and self.emulator.counts else None
+
+    @contextlib.contextmanager
+    def show(self, done: int = 0) -> Iterator[Callable[[int], None]]:
+        """Yields what is to be called with the number of inferences that are done."""
+        if not self.progress:
+            yield lambda _done: None
+            return
+        with console.progress() as bar:
+            task = bar.add_task(f"inferences on {self.board.slug}", total=len(self.rows), note="")
+            bar.update(task, completed=done)
+            yield lambda done: bar.update(task, completed=done)
+
+    def open_journal(self) -> Journal | None:
+        """Opens the journal, if there is to be one."""
+        if self.journal is None:
+            return None
+        counted = self.counter.counts if self.counter else None
+        key = journal_key(self.image, self.rows, port=self.port, counted=counted)
+        return Journal(self.journal, key)
 
 
 @contextlib.contextmanager
@@ -144,65 +184,90 @@ def _emulator_to_blame(emulator: RunningEmulator) -> Iterator[None]:
         raise
 
 
-def _run_all(
-    image: Image,
-    board: Board,
-    device: Device,
-    rows: Sequence[bytes],
-    emulator: RunningEmulator | None,
-    progress: bool,
-    stream: bool,
-) -> DeviceRun:
+def _run_all(run: _Run, stream: bool) -> DeviceRun:
+    image, device, counter = run.image, run.device, run.counter
     device.hello()
     _check_model(image, device)
-    counter = emulator if emulator is not None and emulator.counts else None
-    what = f"inferences on {board.slug}"
     if stream and image.state_bytes:
-        answers, counts = _run_stream(device, rows, counter, what if progress else None)
+        entries = _run_stream(run)
+        stack_bytes = _read_stack(image, device)
     else:
         if image.state_bytes:
             device.end_stream()
-        shown = console.track(rows, what, len(rows)) if progress else rows
-        answers, counts = _run_each(device, shown, counter)
-    stack_bytes = _read_stack(image, device)
+        with contextlib.ExitStack() as stack:
+            journal = run.open_journal()
+            if journal is not None:
+                stack.enter_context(journal)
+            entries = _run_each(run, journal)
+            stack_bytes = _read_stack(image, device)
+            if journal is not None:
+                journal.remove()
+    _tell_incidents(run)
     return DeviceRun(
-        outputs=_unpack_outputs(image, [output for output, _ in answers]),
-        counts=tuple(counts) or None,
+        outputs=_unpack_outputs(image, [entry.output for entry in entries]),
+        counts=tuple(entry.count for entry in entries if entry.count is not None) or None,
         counted=counter.counts if counter else None,
         cycles_model=counter.cycles_model if counter else "",
-        emulated=board.is_emulated and emulator is not None,
+        emulated=run.board.is_emulated and run.emulator is not None,
         latency_us=None
-        if board.is_emulated and emulator
-        else statistics.median(elapsed_us for _, elapsed_us in answers),
+        if run.board.is_emulated and run.emulator
+        else statistics.median(entry.elapsed_us for entry in entries),
         stack_bytes=stack_bytes,
         ram_bytes=image.ram_bytes(stack_bytes or 0),
         retries=device.retries,
     )
 
 
-def _run_each(
-    device: Device, rows: Iterable[bytes], counter: RunningEmulator | None
-) -> tuple[list[Answer], list[InferenceCount]]:
-    answers: list[Answer] = []
-    counts: list[InferenceCount] = []
-    for row in rows:
-        answers.append(device.run_timed(row))
-        if counter is not None:
-            counts += _last_counts(counter, 1)
-    return answers, counts
+def _run_each(run: _Run, journal: Journal | None) -> list[Entry]:
+    """Runs what the journal does not have, and the last that it has once more."""
+    entries = _take_up(run, journal) if journal is not None else []
+    with run.show(len(entries)) as show:
+        for row in run.rows[len(entries) :]:
+            entry = _run_one(run, row)
+            if journal is not None:
+                journal.add(entry)
+            entries.append(entry)
+            show(len(entries))
+    return entries
 
 
-def _run_stream(
-    device: Device, rows: Sequence[bytes], counter: RunningEmulator | None, what: str | None
-) -> tuple[list[Answer], list[InferenceCount]]:
-    """Runs a stream, with a progress bar named ``what``."""
-    if what is None:
-        answers = device.run_stream(rows)
-    else:
-        with console.progress() as bar:
-            task = bar.add_task(what, total=len(rows), note="")
-            answers = device.run_stream(rows, lambda done: bar.update(task, completed=done))
-    return answers, [] if counter is None else _last_counts(counter, len(rows))
+def _take_up(run: _Run, journal: Journal) -> list[Entry]:
+    """Returns what was answered before, unless the board does not answer so any more.
+
+    The board is asked again for the last of it, which also shows how deep its stack gets.
+    """
+    entries = journal.entries
+    if not entries:
+        return []
+    again = _run_one(run, run.rows[len(entries) - 1])
+    if again.output != entries[-1].output:
+        console.say("The board answers otherwise than before it was interrupted: all runs anew")
+        journal.begin_anew()
+        return []
+    console.say(f"{len(entries):,} of {len(run.rows):,} inferences were done before")
+    return list(entries)
+
+
+def _run_one(run: _Run, row: bytes) -> Entry:
+    output, elapsed_us = run.device.run_timed(row)
+    count = None if run.counter is None else _last_counts(run.counter, 1)[0]
+    return Entry(output, elapsed_us, count)
+
+
+def _run_stream(run: _Run) -> list[Entry]:
+    with run.show() as show:
+        answers = run.device.run_stream(run.rows, show)
+    counts: Sequence[InferenceCount | None] = [None] * len(answers)
+    if run.counter is not None:
+        counts = _last_counts(run.counter, len(answers))
+    return [Entry(*answer, count) for answer, count in zip(answers, counts, strict=True)]
+
+
+def _tell_incidents(run: _Run) -> None:
+    """Sums up what had to be sent again."""
+    if run.device.retries:
+        kinds = ", ".join(f"{n} x {what}" for what, n in run.device.incidents.most_common(5))
+        console.say(f"{run.board.slug}: {run.device.retries} times something was repeated: {kinds}")
 
 
 def _check_model(image: Image, device: Device) -> None:

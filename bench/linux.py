@@ -36,6 +36,7 @@ from edgekiln.firmware.linux.ssh import Completed, Connection, check_remote_path
 BOARD = Path(__file__).parent / "board"
 TIMEOUT_S = 900.0
 GENERATED_C = "generated C"
+FLOAT = "float"
 
 _CODES, _REALS, _PROGRAM = "codes.bin", "reals.bin.gz", "measure.py"
 _GRACE_S = 60.0
@@ -60,16 +61,13 @@ class Case:
         runtime: The runtime; ``litert`` stands for its predecessor too.
         file: The model's file, here.
         is_real: Whether the model takes real numbers instead of codes.
+        why_not: Why it shall not be run; empty when it shall.
     """
 
     runtime: Runtime
     file: Path
     is_real: bool
-
-    @property
-    def model(self) -> str:
-        """What the model computes in, for people."""
-        return "float" if self.is_real else "int8"
+    why_not: str = ""
 
     @property
     def format(self) -> str:
@@ -175,7 +173,7 @@ class LinuxBoard:
             place = Place(self.facts, self.base, there, program.bundle.name, _NO_CHOICE, None)
             try:
                 self.connection.push(work, there)
-                board = _Board(self.connection, place, effort, TIMEOUT_S, len(codes[0]), there)
+                board = _Board(self.connection, place, effort, TIMEOUT_S, codes, there)
                 return program, board.run_program(program.bundle.outputs)
             finally:
                 with contextlib.suppress(BoardError):
@@ -189,7 +187,7 @@ class Measured:
     Attributes:
         name: The runtime, for people.
         version: Its version, or None.
-        model: ``float`` or ``int8``.
+        model: What the model takes: ``float``, ``int8``, ``int16``, ….
         format: ``C``, ``TFLite`` or ``ONNX``.
         runtime: What ran it, or None for the generated C.
         outputs: One array ``[N, ...]`` per output of the model; empty where it failed.
@@ -262,7 +260,7 @@ def measure_on_linux(
     """
     _send(connection, place, codes, reals, cases)
     before = read_conditions(connection)
-    board = _Board(connection, place, effort, timeout_s, len(codes[0]))
+    board = _Board(connection, place, effort, timeout_s, codes)
     generated = board.run_program(outputs)
     measured = tuple(board.run_case(case) for case in cases)
     after = read_conditions(connection)
@@ -295,7 +293,7 @@ class _Board:
         place: Place,
         effort: Effort | None,
         timeout_s: float,
-        samples: int,
+        codes: Tensors,
         directory: str = "",
     ) -> None:
         self._connection = connection
@@ -303,7 +301,8 @@ class _Board:
         self._directory = directory or place.directory
         self._effort = effort or (EMULATED_EFFORT if place.facts.is_emulated else Effort())
         self._timeout_s = timeout_s
-        self._samples = samples
+        self._samples = len(codes[0])
+        self._model = codes[0].dtype.name.replace("float32", FLOAT)
 
     def run_program(self, outputs: Sequence[TensorInfo]) -> Measured:
         """Measures the generated C in the program of the release."""
@@ -320,7 +319,7 @@ class _Board:
         return Measured(
             name=GENERATED_C,
             version=None,
-            model="int8",
+            model=self._model,
             format="C",
             runtime=None,
             outputs=tensors,
@@ -331,6 +330,7 @@ class _Board:
 
     def run_case(self, case: Case) -> Measured:
         """Measures a model with a runtime; whatever goes wrong there is told in the result."""
+        model = FLOAT if case.is_real else self._model
         package = self._place.choice.onnx if case.format == "ONNX" else self._place.choice.tflite
         try:
             raw, about = self._run(self._case_command(case, package), "/dev/null")
@@ -339,7 +339,7 @@ class _Board:
             return Measured(
                 name=display_name(case.runtime, package),
                 version=str(about["version"])[:40],
-                model=case.model,
+                model=model,
                 format=case.format,
                 runtime=case.runtime,
                 outputs=unpack(raw, specs, self._samples),
@@ -356,7 +356,7 @@ class _Board:
         return Measured(
             name=display_name(case.runtime, package),
             version=None,
-            model=case.model,
+            model=model,
             format=case.format,
             runtime=case.runtime,
             error=reason,
@@ -365,6 +365,8 @@ class _Board:
 
     def _case_command(self, case: Case, package: str | None) -> list[str]:
         place, effort = self._place, self._effort
+        if case.why_not:
+            raise _UnusableError(case.why_not)
         if package is None:
             kind = "onnxruntime" if case.format == "ONNX" else "TensorFlow Lite"
             names = ("onnxruntime",) if case.format == "ONNX" else tuple(_NAMES)
@@ -500,7 +502,8 @@ def pack(tensors: Tensors) -> bytes:
 
 
 def _name_on_board(case: Case) -> str:
-    return f"{case.model}{'.onnx' if case.format == 'ONNX' else '.tflite'}"
+    kind = "real" if case.is_real else "codes"
+    return f"{kind}{'.onnx' if case.format == 'ONNX' else '.tflite'}"
 
 
 def _read_spec(entry: Mapping[str, Any]) -> TensorSpec:

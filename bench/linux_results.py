@@ -12,6 +12,7 @@ from edgekiln.bench.accuracy import agreement, compare_bytes, top1_accuracy
 from edgekiln.bench.compiled import CompiledRunner
 from edgekiln.bench.device import DeviceRun
 from edgekiln.bench.linux import (
+    FLOAT,
     Case,
     Effort,
     LinuxBoard,
@@ -73,7 +74,7 @@ def measure_linux(
         codes=subject.inputs.tensors,
         outputs=subject.image.outputs,
         reals=reals,
-        cases=safe_cases(cases, subject),
+        cases=refuse_cases(cases, subject, reals),
         effort=effort,
     )
     device = device_run(run.generated, subject.image, place.facts)
@@ -116,10 +117,19 @@ def bench_linux(
     return bench_result(name, image, board, device_run(measured, image, there.facts))
 
 
-def safe_cases(cases: Sequence[Case], subject: Subject) -> tuple[Case, ...]:
-    """Returns the cases without those that would only damage their process on the board."""
-    safe = litert_is_safe(run_passes(read_tflite(subject.tflite, subject.name)))
-    return tuple(case for case in cases if safe or case.format != "TFLite" or case.is_real)
+def refuse_cases(cases: Sequence[Case], subject: Subject, reals: Tensors) -> tuple[Case, ...]:
+    """Returns the cases; those that would damage their process or compute nonsense say why not."""
+    is_safe = litert_is_safe(run_passes(read_tflite(subject.tflite, subject.name)))
+
+    def refuse(case: Case) -> Case:
+        why_not = ""
+        if case.is_real and len(reals) != 1:
+            why_not = "its inputs may be in another order than the quantized model's"
+        elif not case.is_real and case.format == "TFLite" and not is_safe:
+            why_not = "LiteRT writes beyond the state of an SVDF that is not int16"
+        return dataclasses.replace(case, why_not=why_not)
+
+    return tuple(map(refuse, cases))
 
 
 def device_run(generated: Measured, image: Image, facts: Facts) -> DeviceRun:
@@ -181,6 +191,8 @@ def _describe(
 ) -> RuntimeRun:
     """Returns the row of one runtime; its accuracy is that of its first output."""
     outputs = item.outputs
+    # A float model may have several outputs in another order than the quantized one.
+    scores = outputs[0] if outputs and (len(outputs) == 1 or item.model != FLOAT) else None
     name, compared, equal = _compare(item, references)
     model_bytes = item.file.stat().st_size if item.file else None
     size_bytes = None
@@ -192,8 +204,8 @@ def _describe(
         model=item.model,
         format=item.format,
         samples=len(outputs[0]) if outputs else 0,
-        accuracy=top1_accuracy(outputs[0], labels) if outputs and labels is not None else None,
-        agreement=agreement(outputs[0], run.generated.outputs[0]) if outputs else None,
+        accuracy=None if scores is None or labels is None else top1_accuracy(scores, labels),
+        agreement=None if scores is None else agreement(scores, run.generated.outputs[0]),
         reference=name,
         bytes=compared,
         equal_bytes=equal,
@@ -214,7 +226,8 @@ def _compare(item: Measured, references: Mapping[str, Tensors]) -> tuple[str | N
         name = next((other for other in references if other != name), name)
     want = references[name]
     kinds = [[(array.shape, array.dtype) for array in run] for run in (item.outputs, want)]
-    if not item.outputs or kinds[0] != kinds[1]:
+    is_real = item.model == FLOAT and item.runtime is not None
+    if is_real or not item.outputs or kinds[0] != kinds[1]:
         return None, 0, 0
     found = compare_bytes(item.outputs, want)
     return name, found.total_bytes, found.total_bytes - found.mismatched_bytes

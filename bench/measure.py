@@ -106,6 +106,7 @@ class Subject:
         background: What the stages before knew.
         artifacts: The files that led here.
         port: Serial port of the real board that holds the image; None runs the emulator.
+        journal: File that keeps the answers of a run that is broken off, or None.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Subject:
     background: Background
     artifacts: tuple[Artifact, ...]
     port: str | None = None
+    journal: Path | None = None
 
 
 def measure(subject: Subject) -> Results:
@@ -131,7 +133,9 @@ def measure(subject: Subject) -> Results:
         ToolMissingError: The emulator or a C compiler is missing.
     """
     inputs = subject.inputs.tensors
-    device = run_on_board(subject.image, subject.board, inputs, port=subject.port)
+    device = run_on_board(
+        subject.image, subject.board, inputs, port=subject.port, journal=subject.journal
+    )
     return assess(subject, device)
 
 

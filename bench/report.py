@@ -161,12 +161,12 @@ class RuntimeCell:
 
 @dataclass(frozen=True)
 class RuntimeRow:
-    """A runtime with the float and the int8 model side by side; None where there is none."""
+    """A runtime with the float and the quantized model side by side; None where there is none."""
 
     name: str
     note: str
     floating: RuntimeCell | None
-    int8: RuntimeCell | None
+    quantized: RuntimeCell | None
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,9 @@ class ThreadsRow:
 
 @dataclass(frozen=True)
 class RuntimesView:
-    """The runtimes of a board that runs Linux."""
+    """The runtimes of a board that runs Linux; ``codes`` is what the quantized model takes."""
 
+    codes: str
     rows: tuple[RuntimeRow, ...]
     threads: tuple[int, ...]
     by_threads: tuple[ThreadsRow, ...]
@@ -318,11 +319,12 @@ def plan_tiles(results: Results) -> tuple[Tile, ...]:
 def plan_accuracy(results: Results) -> AccuracyChart | None:
     """Returns the accuracies on one axis, or None when none is known."""
     accuracy = results.accuracy
+    on_board = accuracy.int8_device
     stages = [
         ("float", "Keras", accuracy.float_model),
         ("pruned", "Keras, float", accuracy.pruned),
         ("int8, host", accuracy.int8_host_runtime, accuracy.int8_host),
-        ("int8, board", "the image itself", accuracy.int8_device),
+        ("int8, board", f"the {'program' if results.system else 'image'} itself", on_board),
     ]
     known = [(label, note, value) for label, note, value in stages if value is not None]
     if not known:
@@ -412,6 +414,7 @@ def plan_runtimes(results: Results) -> RuntimesView | None:
     threads = sorted({t.threads for run in results.runtimes for t in run.latency_us_by_threads})
     by_threads = [run for run in results.runtimes if len(run.latency_us_by_threads) > 1]
     return RuntimesView(
+        codes=next((run.model for run in results.runtimes if run.model != "float"), "int8"),
         rows=tuple(_runtime_row(name, kind, runs) for (name, kind), runs in pairs.items()),
         threads=tuple(threads),
         by_threads=tuple(
@@ -613,12 +616,13 @@ def _runtime_row(name: str, kind: str, runs: Mapping[str, RuntimeRun]) -> Runtim
         if run.reference is not None:
             equal = f"{run.equal_bytes:,} of {run.bytes:,}"
             notes.append(f"{equal} bytes as {run.reference}")
-    floating, int8 = (runs.get(model) for model in ("float", "int8"))
+    floating = runs.get("float")
+    quantized = next((run for model, run in runs.items() if model != "float"), None)
     return RuntimeRow(
         name=name,
         note="; ".join(notes),
         floating=None if floating is None else _runtime_cell(floating),
-        int8=None if int8 is None else _runtime_cell(int8),
+        quantized=None if quantized is None else _runtime_cell(quantized),
     )
 
 
@@ -645,9 +649,10 @@ def _tell_conditions(system: System) -> str:
     if after.governor is not None:
         told.append(f"frequency governor {after.governor}")
     if after.frequency_mhz is not None:
-        told.append(f"{after.frequency_mhz:,} MHz at the end")
+        told.append(f"{after.frequency_mhz:,}\u00a0MHz at the end")
     if before.temperature_c is not None and after.temperature_c is not None:
-        told.append(f"{before.temperature_c:.0f} °C before and {after.temperature_c:.0f} °C after")
+        degrees = [f"{each.temperature_c:.0f}\u00a0°C" for each in (before, after)]
+        told.append(f"{degrees[0]} before and {degrees[1]} after")
     if after.throttled is not None:
         told.append(", ".join(after.throttled) or "not throttled")
     text = "; ".join(told)

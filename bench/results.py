@@ -261,7 +261,7 @@ class RuntimeRun:
     Attributes:
         name: The runtime, with the kernels it takes.
         version: Its version, or None where it is not there.
-        model: What the model computes in: ``float`` or ``int8``.
+        model: What the model takes: ``float``, or codes: ``int8``, ``int16``, ….
         format: ``C``, ``TFLite`` or ``ONNX``.
         samples: Number of inferences whose outputs are known; 0 where it failed.
         accuracy: Top-1 accuracy as a fraction, or None without labels.

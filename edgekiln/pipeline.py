@@ -296,7 +296,8 @@ def _boot(work: Work, board: Board, image: Image, port: str | None = None) -> No
         wait_for_port(port)
     one = read_inputs_file(work.inputs).head(1)
     measure_few(work.name, image, board, work.host_bundle, one, port)
-    say(f"{image.elf} boots on {board.slug} and answers as it should")
+    emulated = ", emulated," if port is None and board.is_emulated else ""
+    say(f"{image.elf} boots on {board.slug}{emulated} and answers as it should")
 
 
 def _flash_to_measure(work: Work, board: Board, where: Destination) -> str:
@@ -819,7 +820,8 @@ class Work:
             for path in stale:
                 path.unlink(missing_ok=True)
             subject = self.subject(board, image, host_bundle, board.slug)
-            results = measure(replace(subject, port=port))
+            journal = self.directory / board.slug / "run.journal"
+            results = measure(replace(subject, port=port, journal=journal))
             write_results(directory / "results.json", results)
 
         report = self.directory / board.slug / "c" / "compile_report.json"
@@ -1123,7 +1125,7 @@ def show_results(results: Results) -> None:
         if pair.tolerated_bytes:
             equal += ", the others within the tolerance"
         rows.append((f"bytes equal, {pair.left} and {pair.right}", equal))
-    flash = "program without the C library" if results.system else "flash"
+    flash = "program" if results.system else "flash"
     rows.append((flash, f"{grouped(results.flash_bytes)} bytes"))
     rows.append((f"{flash}, of it code", f"{grouped(results.flash_code_bytes)} bytes"))
     rows.append(("RAM", f"{grouped(results.ram_bytes)} bytes"))

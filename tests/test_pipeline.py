@@ -17,9 +17,16 @@ import pytest
 from edgekiln import pipeline
 from edgekiln.bench import measure
 from edgekiln.bench.device import DeviceRun
+from edgekiln.bench.protocol import Device
 from edgekiln.bench.results import read_results, to_json
 from edgekiln.bench.runners import TflmRunner, tflm_available
-from edgekiln.errors import BadInputError, BadModelError, CheckFailedError, ToolMissingError
+from edgekiln.errors import (
+    BadInputError,
+    BadModelError,
+    BoardError,
+    CheckFailedError,
+    ToolMissingError,
+)
 from edgekiln.files import sha256_file
 
 needs_oracle = pytest.mark.skipif(
@@ -154,6 +161,29 @@ def test_one_wrong_node_fails_the_deploy(
     with pytest.raises(CheckFailedError, match=r"node 1 \(FULLY_CONNECTED\), by numpy, differs"):
         pipeline.deploy(model, "host", tmp_path / "build")
     assert not list((tmp_path / "build").rglob("results.json"))
+
+
+def test_a_deploy_that_is_broken_off_goes_on(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_timed = Device.run_timed
+    left = [5]
+
+    def give_out(device: Device, data: bytes) -> tuple[bytes, int]:
+        left[0] -= 1
+        if left[0] < 0:
+            raise BoardError("the port failed: No such device")
+        return run_timed(device, data)
+
+    monkeypatch.setattr(Device, "run_timed", give_out)
+    with pytest.raises(BoardError):
+        pipeline.deploy(model, "host", tmp_path / "build")
+    left[0] = pipeline.RANDOM_SAMPLES - 5 + 1  # the last is run once more
+    path = pipeline.deploy(model, "host", tmp_path / "build")
+    assert left[0] == 0
+    said = capsys.readouterr().err
+    assert f"5 of {pipeline.RANDOM_SAMPLES} inferences were done before" in said
+    assert not path.with_name("run.journal").exists()
 
 
 def test_bench_refuses_numbers_of_a_wrong_program(

@@ -72,7 +72,9 @@ def choose_runner(board: Board, where: Destination, *, dry_run: bool = False) ->
         ToolMissingError: It cannot work here, or none of the board's can.
     """
     names, wanted = runner_names(board), where.runner
-    if where.port is not None or where.to is not None:
+    means_real = where.port is not None or where.to is not None
+    # Where a board can be written to, its emulator is no substitute unless it is asked for.
+    if means_real or (wanted is None and names[:1] != (EMULATOR,)):
         names = tuple(name for name in names if name != EMULATOR)
     if wanted is not None and wanted not in names:
         raise BadInputError(
@@ -80,6 +82,12 @@ def choose_runner(board: Board, where: Destination, *, dry_run: bool = False) ->
             where=board.slug,
             got=repr(wanted),
             allowed=", ".join(names) or "none",
+        )
+    if not names:
+        raise ToolMissingError(
+            "there is no way to write to it",
+            where=board.slug,
+            hint="[flash] in the board's file names them; see docs/add-your-board.md",
         )
     tried = (wanted,) if wanted is not None else names
     for name in tried:
@@ -121,8 +129,11 @@ def plan_flash(
     runner = find_runner(board, name)
     _refuse_useless(runner, where)
     port: Port | None = None
-    if where.port not in (None, AUTO) or (runner.needs_port and not _skips_port(dry_run)):
-        port = find_port(board, where.port or AUTO, choose)
+    named = where.port or AUTO
+    wanted = where.port is not None or runner.needs_port
+    # A dry run shows a place for the port where there is none.
+    if wanted and not (dry_run and named == AUTO and not list_ports()):
+        port = find_port(board, named, choose)
     return Job(
         board=board,
         image=image,
@@ -131,11 +142,6 @@ def plan_flash(
         to=where.to,
         probe=probe_of(board, port) if port else "",
     )
-
-
-def _skips_port(dry_run: bool) -> bool:
-    """A dry run finds the port where there is one; without, it shows a place for it."""
-    return dry_run and not list_ports()
 
 
 def _refuse_useless(runner: Runner, where: Destination) -> None:

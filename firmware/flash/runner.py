@@ -140,7 +140,7 @@ class Runner(ABC):
         with progress() as bar:
             for number, step in enumerate(steps, 1):
                 part = f", {number} of {len(steps)}" if len(steps) > 1 else ""
-                task = bar.add_task(f"{self.name}{part}", total=None, note="")
+                task = bar.add_task(f"{self.name}{part}", total=None, note="%")
 
                 def show(percent: float, task: object = task) -> None:
                     bar.update(task, total=100, completed=percent)  # type: ignore[arg-type]

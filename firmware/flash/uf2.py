@@ -76,10 +76,11 @@ class Uf2(Runner):
         job.log.write_text(f"{self._file(job)} to {drive}\n", encoding="utf-8")
         target = drive / self._file(job).name
         try:
-            _copy(data, target, f"{self.name} to {drive}")
-        except OSError as error:
-            if not (is_mount and error.errno in _GONE and _wait_until_gone(drive)):
-                raise self._refusal(job, drive, error) from None
+            error = _copy(data, target, f"{self.name} to {drive}")
+        except OSError as early:
+            raise self._refusal(job, drive, early) from None
+        if error and not (is_mount and error.errno in _GONE and _wait_until_gone(drive)):
+            raise self._refusal(job, drive, error)
         if is_mount:
             self._check_taken(job, drive)
         elif read_input_file(target) != data:
@@ -194,14 +195,31 @@ def _mount_points() -> Iterator[Path]:
             yield Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), path))
 
 
-def _copy(data: bytes, target: Path, what: str) -> None:
-    """Writes a file and waits until the drive has it."""
-    with progress() as bar, target.open("wb", buffering=0) as file:
-        task = bar.add_task(what, total=len(data), note="bytes")
-        for start in range(0, len(data), _CHUNK_BYTES):
-            file.write(data[start : start + _CHUNK_BYTES])
-            os.fsync(file.fileno())
-            bar.advance(task, len(data[start : start + _CHUNK_BYTES]))
+def _copy(data: bytes, target: Path, what: str) -> OSError | None:
+    """Writes a file, piece by piece, each of which the drive has before the next one comes.
+
+    Returns:
+        What went wrong with the last piece: with it the bootloader restarts, and its drive goes
+        away before the file is closed.
+
+    Raises:
+        OSError: Something went wrong earlier.
+    """
+    is_last = False
+    try:
+        with progress() as bar, target.open("wb", buffering=0) as file:
+            task = bar.add_task(what, total=len(data), note="bytes")
+            for start in range(0, len(data), _CHUNK_BYTES):
+                piece = data[start : start + _CHUNK_BYTES]
+                is_last = start + len(piece) == len(data)
+                file.write(piece)
+                os.fsync(file.fileno())
+                bar.advance(task, len(piece))
+    except OSError as error:
+        if not is_last:
+            raise
+        return error
+    return None
 
 
 def _wait_until_gone(drive: Path) -> bool:

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from linux_bench import EFFORT, NAME, Bench, make_bench
 from ssh_server import Server
 
-from edgekiln.bench import linux
+from edgekiln.bench import linux, linux_results
 from edgekiln.bench.linux import Case, Place
+from edgekiln.bench.linux_results import describe_runtimes, refuse_cases
 from edgekiln.bench.results import Conditions, Results, from_json, to_json
 from edgekiln.bench.tensors import TensorSpec
 from edgekiln.errors import BoardError, CheckFailedError
@@ -121,8 +122,8 @@ def test_results_are_those_of_any_board_and_more(whole: Results) -> None:
 def test_nothing_is_sent_again(bench: Bench, whole: Results) -> None:
     before = {path: path.stat().st_mtime_ns for path in Path(bench.place.directory).iterdir()}
     assert {path.name for path in before} == {
-        *("measure.py", "codes.bin", "reals.bin.gz", "float.tflite", "int8.tflite"),
-        *("float.onnx", "int8.onnx"),
+        *("measure.py", "codes.bin", "reals.bin.gz", "real.tflite", "codes.tflite"),
+        *("real.onnx", "codes.onnx"),
     }
     linux._send(
         bench.connection, bench.place, bench.subject.inputs.tensors, bench.reals, bench.cases
@@ -152,7 +153,7 @@ FAULTS = {
 def test_a_runtime_that_fails_is_a_row(bench: Bench, tmp_path: Path, what: str) -> None:
     case = Case("litert", bench.subject.host_bundle / f"{NAME}.c", is_real=False)
     place = dataclasses.replace(bench.place, python=fake(tmp_path, what))
-    board = linux._Board(bench.connection, place, EFFORT, 1, 32)
+    board = linux._Board(bench.connection, place, EFFORT, 1, bench.subject.inputs.tensors)
     measured = board.run_case(case)
     assert (measured.error, measured.outputs, measured.latencies) == (FAULTS[what], (), ())
     assert measured.name == "LiteRT (XNNPACK)"
@@ -189,7 +190,7 @@ def test_answers_are_checked(
     answer = tmp_path / "answer"
     answer.write_bytes(bytes(320) + f"\n{json.dumps(ANSWER | change)}\n".encode())
     place = dataclasses.replace(bench.place, python=fake(tmp_path, f"cat '{answer}'"))
-    board = linux._Board(bench.connection, place, EFFORT, 60, 32)
+    board = linux._Board(bench.connection, place, EFFORT, 60, bench.subject.inputs.tensors)
     measured = board.run_case(Case("litert", PROGRAM, is_real=False))
     if error is None:
         assert measured.error is None and len(measured.version or "") <= 40
@@ -239,7 +240,7 @@ def test_a_failing_program_is_an_error(
 ) -> None:
     fake(tmp_path, what, PROGRAM_NAME)
     place = dataclasses.replace(bench.place, release=str(tmp_path))
-    board = linux._Board(bench.connection, place, EFFORT, 1, 32)
+    board = linux._Board(bench.connection, place, EFFORT, 1, bench.subject.inputs.tensors)
     with pytest.raises(BoardError, match=message):
         board.run_program(bench.subject.image.outputs)
 
@@ -428,3 +429,38 @@ class TestProgram:
         ]
         assert subprocess.run(command, timeout=60).returncode == 0
         compile(PROGRAM.read_text(), "measure.py", "exec", dont_inherit=True)
+
+
+def test_what_is_measured_and_compared_depends_on_the_model(bench: Bench) -> None:
+    """Several inputs or outputs of a float model may be in another order; real numbers differ."""
+    if not bench.cases:
+        pytest.skip("LiteRT or ONNX Runtime are not installed")
+    assert refuse_cases(bench.cases, bench.subject, bench.reals) == bench.cases
+    refused = refuse_cases(bench.cases, bench.subject, bench.reals * 2)
+    assert [bool(case.why_not) for case in refused] == [case.is_real for case in bench.cases]
+    only = dataclasses.replace(bench, cases=tuple(case for case in refused if case.is_real))
+    assert {m.error for m in only.measure().runtimes} == {refused[0].why_not}
+    run = bench.measure()
+    labels, image = bench.subject.inputs.labels, bench.subject.image
+    doubled = tuple(dataclasses.replace(m, outputs=m.outputs * 2) for m in run.runtimes)
+    rows = describe_runtimes(
+        dataclasses.replace(run, runtimes=doubled),
+        labels=labels,
+        references={"generated C on host": run.generated.outputs * 2},
+        image=image,
+        program_bytes=1,
+    )
+    assert [row.accuracy is None for row in rows] == [row.model == "float" for row in rows]
+    assert [row.reference is None for row in rows[1:]] == [row.model == "float" for row in rows[1:]]
+
+
+def test_litert_is_not_run_where_it_destroys_itself(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linux_results, "litert_is_safe", lambda graph: False)
+    cases = tuple(
+        Case(runtime, PROGRAM, is_real)
+        for runtime, is_real in (("litert", True), ("litert", False), ("onnxruntime", False))
+    )
+    refused = refuse_cases(cases, bench.subject, bench.reals)
+    assert ["SVDF" in case.why_not for case in refused] == [False, True, False]

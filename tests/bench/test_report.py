@@ -353,13 +353,13 @@ def test_runtimes_stand_float_beside_int8(results: Results) -> None:
     assert view is not None
     assert [row.name for row in view.rows] == ["generated C", "LiteRT (XNNPACK)", "ONNX Runtime"]
     own, litert, onnx = view.rows
-    assert own.floating is None and own.int8 is not None
+    assert own.floating is None and own.quantized is not None
     assert own.note == "C; 40 of 40 bytes as generated C on host"
-    assert litert.floating is not None and litert.int8 is not None
-    assert (litert.floating.accuracy, litert.int8.accuracy) == ("85.00 %", "80.00 %")
-    assert litert.int8.time_note == "p90 2,000 µs, p99 12.35 ms"
-    assert (own.int8.memory, own.int8.disk) == ("708 KiB", "585.9 KiB")
-    assert onnx.int8 is not None and onnx.int8.accuracy == "–"
+    assert litert.floating is not None and litert.quantized is not None
+    assert (litert.floating.accuracy, litert.quantized.accuracy) == ("85.00 %", "80.00 %")
+    assert litert.quantized.time_note == "p90 2,000 µs, p99 12.35 ms"
+    assert (own.quantized.memory, own.quantized.disk) == ("708 KiB", "585.9 KiB")
+    assert onnx.quantized is not None and onnx.quantized.accuracy == "–"
     assert view.reasons == (("ONNX Runtime, int8, ONNX", "it crashed (SIGILL) <script>"),)
     assert view.threads == (1, 4)
     assert view.by_threads[0].times == (
@@ -367,7 +367,8 @@ def test_runtimes_stand_float_beside_int8(results: Results) -> None:
         "309 µs (2,000 µs, 12.35 ms)",
     )
     assert view.conditions == (
-        "Frequency governor ondemand; 1,500 MHz at the end; 42 °C before and 61 °C after; "
+        "Frequency governor ondemand; 1,500\u00a0MHz at the end; "
+        "42\u00a0°C before and 61\u00a0°C after; "
         "under-voltage has occurred."
     )
     page = page_of(results)

@@ -9,7 +9,7 @@ import pytest
 from flash_boards import make_board, settings_of
 
 from edgekiln.errors import BadInputError, BoardError, ToolMissingError
-from edgekiln.firmware.boards import Board, Usb, board_slugs, load_board
+from edgekiln.firmware.boards import Board, Flash, Usb, board_slugs, load_board
 from edgekiln.firmware.flash import registry
 from edgekiln.firmware.flash.destination import AUTO, Destination
 from edgekiln.firmware.flash.settings import SETTINGS, EmulatorSettings
@@ -82,9 +82,15 @@ def test_the_emulator_goes_first_unless_a_real_board_is_meant(only: Path) -> Non
     assert registry.choose_runner(board, Destination(port=AUTO)) == "gdb"
     assert registry.choose_runner(board, Destination(to="pc:3333")) == "gdb"
     assert registry.choose_runner(board, Destination(runner="gdb")) == "gdb"
+    other = dataclasses.replace(
+        board, flash=Flash(("avrdude", "emulator"), (settings_of("avrdude"), EmulatorSettings()))
+    )
+    with pytest.raises(ToolMissingError, match="avrdude is not installed"):
+        registry.choose_runner(other, NOTHING)
+    assert registry.choose_runner(other, Destination(runner="emulator")) == "emulator"
     host = load_board("host")
     assert registry.choose_runner(host, NOTHING) == "emulator"
-    with pytest.raises(ToolMissingError, match="no runner of this board"):
+    with pytest.raises(ToolMissingError, match="there is no way to write"):
         registry.choose_runner(host, Destination(port=AUTO))
 
 
@@ -98,6 +104,10 @@ def test_a_port_is_looked_for_where_one_is_needed(
     with pytest.raises(BoardError, match="no serial port of this board"):
         registry.plan_flash(board, image, "avrdude", NOTHING, nobody)
     assert registry.plan_flash(board, image, "avrdude", NOTHING, nobody, dry_run=True).port is None
+    auto = Destination(port=AUTO)
+    assert registry.plan_flash(board, image, "st-flash", auto, nobody, dry_run=True).port is None
+    with pytest.raises(BoardError, match="no serial port of this board"):
+        registry.plan_flash(board, image, "st-flash", auto, nobody)
     named = Destination(port=str(tmp_path / "tty"))
     (tmp_path / "tty").touch()
     for name in ("st-flash", "avrdude"):

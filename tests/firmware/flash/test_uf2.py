@@ -165,6 +165,37 @@ def test_a_real_drive_goes_away_when_all_is_there(
     assert taken == [wanted]
 
 
+@pytest.mark.parametrize(("pieces", "fine"), [(3, False), (4, True)])
+def test_a_drive_that_goes_away_while_it_is_written(
+    plan: Plan,
+    drive: Path,
+    mounts: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    pieces: int,
+    fine: bool,
+) -> None:
+    """With the last piece the bootloader restarts; before, somebody has pulled the plug."""
+    mounts(mounted(drive))
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == drive)
+    monkeypatch.setattr(uf2, "_CHUNK_BYTES", 512)
+    synced: list[int] = []
+
+    def sync(handle: int) -> None:
+        synced.append(handle)
+        if len(synced) == pieces:
+            drive.rename(drive.with_name("gone"))
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    runner, job = plan("uf2")
+    assert len((job.directory / "image.uf2").read_bytes()) == 4 * 512
+    if fine:
+        runner.write(job)
+    else:
+        with pytest.raises(BoardError, match=r"cannot be written to: .*plug the board in anew"):
+            runner.write(job)
+
+
 def test_a_real_drive_that_stays_took_nothing(
     plan: Plan, drive: Path, mounts: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,8 +231,8 @@ def test_a_stand_in_that_changes_the_file(
     mounts(mounted(drive))
     copy = uf2._copy
 
-    def damage(data: bytes, target: Path, what: str) -> None:
-        copy(data[:-1] + bytes([data[-1] ^ 1]), target, what)
+    def damage(data: bytes, target: Path, what: str) -> OSError | None:
+        return copy(data[:-1] + bytes([data[-1] ^ 1]), target, what)
 
     monkeypatch.setattr(uf2, "_copy", damage)
     runner, job = plan("uf2")
