@@ -61,11 +61,13 @@ class Case:
         runtime: The runtime; ``litert`` stands for its predecessor too.
         file: The model's file, here.
         is_real: Whether the model takes real numbers instead of codes.
+        why_not: Why it shall not be run; empty when it shall.
     """
 
     runtime: Runtime
     file: Path
     is_real: bool
+    why_not: str = ""
 
     @property
     def format(self) -> str:
@@ -363,6 +365,8 @@ class _Board:
 
     def _case_command(self, case: Case, package: str | None) -> list[str]:
         place, effort = self._place, self._effort
+        if case.why_not:
+            raise _UnusableError(case.why_not)
         if package is None:
             kind = "onnxruntime" if case.format == "ONNX" else "TensorFlow Lite"
             names = ("onnxruntime",) if case.format == "ONNX" else tuple(_NAMES)

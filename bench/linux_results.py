@@ -74,7 +74,7 @@ def measure_linux(
         codes=subject.inputs.tensors,
         outputs=subject.image.outputs,
         reals=reals,
-        cases=usable_cases(cases, subject, reals),
+        cases=refuse_cases(cases, subject, reals),
         effort=effort,
     )
     device = device_run(run.generated, subject.image, place.facts)
@@ -117,17 +117,19 @@ def bench_linux(
     return bench_result(name, image, board, device_run(measured, image, there.facts))
 
 
-def usable_cases(cases: Sequence[Case], subject: Subject, reals: Tensors) -> tuple[Case, ...]:
-    """Returns the cases without those that would only damage their process or compute nonsense.
-
-    A float model may take several inputs in another order than the quantized one.
-    """
+def refuse_cases(cases: Sequence[Case], subject: Subject, reals: Tensors) -> tuple[Case, ...]:
+    """Returns the cases; those that would damage their process or compute nonsense say why not."""
     is_safe = litert_is_safe(run_passes(read_tflite(subject.tflite, subject.name)))
-    return tuple(
-        case
-        for case in cases
-        if (len(reals) == 1 if case.is_real else is_safe or case.format != "TFLite")
-    )
+
+    def refuse(case: Case) -> Case:
+        why_not = ""
+        if case.is_real and len(reals) != 1:
+            why_not = "its inputs may be in another order than the quantized model's"
+        elif not case.is_real and case.format == "TFLite" and not is_safe:
+            why_not = "LiteRT writes beyond the state of an SVDF that is not int16"
+        return dataclasses.replace(case, why_not=why_not)
+
+    return tuple(map(refuse, cases))
 
 
 def device_run(generated: Measured, image: Image, facts: Facts) -> DeviceRun:

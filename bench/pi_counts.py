@@ -24,10 +24,10 @@ from edgekiln.bench.tensors import Tensor
 from edgekiln.errors import BadInputError, BoardError, CheckFailedError, ToolMissingError
 from edgekiln.export.compiler import CompiledModel, write_bundle
 from edgekiln.files import new_directory, write_text
-from edgekiln.firmware.boards import FIRMWARE
+from edgekiln.firmware.boards import FIRMWARE, Toolchain, load_board
 from edgekiln.firmware.counting import build_plugin
 from edgekiln.firmware.image import read_symbols
-from edgekiln.firmware.linux.runner.program import OPTIMIZATION, default_toolchain
+from edgekiln.firmware.linux.runner.program import OPTIMIZATION
 from edgekiln.firmware.toolchain import STRICT_FLAGS, find_tool, first_error
 from edgekiln.firmware.virtual_pi import build_root
 from edgekiln.firmware.virtual_pi.rootfs import cache_directory, find_program, locked
@@ -62,24 +62,31 @@ class Core:
         name: QEMU's name.
         board: What has it.
         part: Its number in /proc/cpuinfo.
-        dot_product: Whether it has the instructions.
-        flags: The C compiler's.
+        features: What it has beyond the others, in the kernel's words.
     """
 
     name: str
     board: str
     part: str
-    dot_product: bool
-    flags: tuple[str, ...]
+    features: frozenset[str]
+
+    @property
+    def dot_product(self) -> bool:
+        """Whether it has instructions for dot products."""
+        return "asimddp" in self.features
+
+    @property
+    def toolchain(self) -> Toolchain:
+        """The C compiler of ``BOARD=rpi``, with its flags for such a core."""
+        linux = load_board("rpi").linux
+        core = linux.find_core("aarch64", self.features) if linux else None
+        assert core is not None
+        return core.toolchain
 
 
 CORES: Mapping[str, Core] = {
-    "aarch64": Core(
-        "cortex-a72", "Raspberry Pi 4", "0xd08", False, default_toolchain("aarch64").cpu_flags
-    ),
-    "aarch64-dotprod": Core(
-        "cortex-a76", "Raspberry Pi 5", "0xd0b", True, ("-march=armv8.2-a+dotprod",)
-    ),
+    "aarch64": Core("cortex-a72", "Raspberry Pi 4", "0xd08", frozenset()),
+    "aarch64-dotprod": Core("cortex-a76", "Raspberry Pi 5", "0xd0b", frozenset({"asimddp"})),
 }
 """The core on which the code for each target is counted."""
 
@@ -134,9 +141,16 @@ def count_generated(compiled: CompiledModel, inputs: Tensor) -> ProcessCount:
 
 
 def _compile(directory: Path, core: Core) -> Path:
-    toolchain = default_toolchain("aarch64")
+    toolchain = core.toolchain
     bundle, program = directory / "c", directory / "program"
-    flags = (*core.flags, OPTIMIZATION, "-std=c99", "-static", *STRICT_FLAGS, f"-I{bundle}")
+    flags = (
+        *toolchain.cpu_flags,
+        OPTIMIZATION,
+        "-std=c99",
+        "-static",
+        *STRICT_FLAGS,
+        f"-I{bundle}",
+    )
     sources = (_MAIN, bundle / "m.c", bundle / "m_weights.c")
     done = subprocess.run(
         [find_tool(toolchain, "gcc"), *flags, *map(str, sources), "-o", str(program)],
@@ -193,7 +207,7 @@ def count_litert(model: bytes, core: Core, inputs: Tensor) -> ProcessCount:
 
 def _privately(directory: Path, core: Core) -> list[str]:
     """Returns the beginning of a command that sees /proc/cpuinfo and /sys of a core."""
-    features = "fp asimd evtstrm crc32 cpuid" + (" asimddp" if core.dot_product else "")
+    features = " ".join(("fp", "asimd", "evtstrm", "crc32", "cpuid", *sorted(core.features)))
     lines = {
         "processor": "0",
         "Features": features,

@@ -150,11 +150,12 @@ def emit_markdown(figures: Sequence[PiFigures], toolchain: str, litert: str) -> 
     lines = head.splitlines()
     for target in dict.fromkeys(f.target for f in figures):
         core = CORES[target]
+        flags = " ".join(core.toolchain.cpu_flags)
         lines += [
             "",
             f"## {core.board}",
             "",
-            f"`--target {target}`, compiled with `{' '.join(core.flags)}`; QEMU's `{core.name}`.",
+            f"`--target {target}`, compiled with `{flags}`; QEMU's `{core.name}`.",
             "",
             "| model | MACs | edgekiln | of it SDOT | LiteRT | of it SDOT | edgekiln / LiteRT |",
             "|---|--:|--:|--:|--:|--:|--:|",

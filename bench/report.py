@@ -319,11 +319,12 @@ def plan_tiles(results: Results) -> tuple[Tile, ...]:
 def plan_accuracy(results: Results) -> AccuracyChart | None:
     """Returns the accuracies on one axis, or None when none is known."""
     accuracy = results.accuracy
+    on_board = accuracy.int8_device
     stages = [
         ("float", "Keras", accuracy.float_model),
         ("pruned", "Keras, float", accuracy.pruned),
         ("int8, host", accuracy.int8_host_runtime, accuracy.int8_host),
-        ("int8, board", "the image itself", accuracy.int8_device),
+        ("int8, board", f"the {'program' if results.system else 'image'} itself", on_board),
     ]
     known = [(label, note, value) for label, note, value in stages if value is not None]
     if not known:
@@ -439,8 +440,13 @@ def tabulate_runtimes(results: Results) -> tuple[tuple[str, ...], tuple[tuple[st
     """Returns the runtimes as a table for a terminal: the names of its columns, and its rows."""
     took = "time, emulated" if results.emulated else "time"
     columns = ("runtime", "model", "accuracy", took, "memory", "on disk")
+    names = list(dict.fromkeys((run.name, run.format) for run in results.runtimes))
+    ordered = sorted(  # float above int8
+        results.runtimes,
+        key=lambda run: (names.index((run.name, run.format)), run.model != "float"),
+    )
     rows = []
-    for run in results.runtimes:
+    for run in ordered:
         cell = _runtime_cell(run)
         row = (cell.accuracy, cell.time, cell.memory, cell.disk)
         rows.append((run.name, run.model, *(row if run.error is None else ("failed", *"–––"))))
@@ -648,9 +654,10 @@ def _tell_conditions(system: System) -> str:
     if after.governor is not None:
         told.append(f"frequency governor {after.governor}")
     if after.frequency_mhz is not None:
-        told.append(f"{after.frequency_mhz:,} MHz at the end")
+        told.append(f"{after.frequency_mhz:,}\u00a0MHz at the end")
     if before.temperature_c is not None and after.temperature_c is not None:
-        told.append(f"{before.temperature_c:.0f} °C before and {after.temperature_c:.0f} °C after")
+        degrees = [f"{each.temperature_c:.0f}\u00a0°C" for each in (before, after)]
+        told.append(f"{degrees[0]} before and {degrees[1]} after")
     if after.throttled is not None:
         told.append(", ".join(after.throttled) or "not throttled")
     text = "; ".join(told)

@@ -15,8 +15,8 @@ class Target:
         name: As given to ``--target``.
         description: For people.
         features: What a kernel may ask for: ``dsp`` (Arm's SIMD-in-32-bit instructions),
-            ``unaligned`` (32-bit loads from any address), ``neon`` (Arm's 64-bit cores),
-            ``dotprod`` (their instructions for dot products, as in -march=armv8.2-a+dotprod),
+            ``unaligned`` (32-bit loads from any address), ``neon`` (Arm's 64-bit cores, and 32-bit
+            ones that have it), ``dotprod`` (dot products, as in -march=armv8.2-a+dotprod),
             ``armv6m`` (eight low registers, no more than a 32-bit product).
         has_float: Whether models may compute in float32.
         max_object_bytes: The largest array that its C compiler takes, or None for any.
@@ -42,6 +42,7 @@ TARGETS = {
         Target("cortex-m33", "Arm Cortex-M33 and M35P with the DSP extension", _DSP),
         Target("cortex-m55", "Arm Cortex-M55 (its DSP extension; Helium is not used)", _DSP),
         Target("rv32imc", "32-bit RISC-V with multiplication, as RV32IMC and RV32IMAC"),
+        Target("armv7-neon", "32-bit Arm with NEON, as Raspberry Pi 2", frozenset({"neon"})),
         Target("aarch64", "64-bit Arm with NEON, as Raspberry Pi 3 and 4", frozenset({"neon"})),
         Target(
             "aarch64-dotprod",

@@ -42,6 +42,7 @@ class Toolchain:
         standard: The flag that chooses the language: GNU C where constants lie in a memory
             of their own, which ISO C cannot say.
         link_flags: Flags of the linker, libraries last.
+        far_flags: What makes a model's code read tables that short pointers do not reach.
     """
 
     prefix: str
@@ -49,6 +50,7 @@ class Toolchain:
     packages: tuple[str, ...]
     standard: str = "-std=c99"
     link_flags: tuple[str, ...] = ("-Wl,--no-warn-rwx-segments", "-lgcc")
+    far_flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Memory:
         ram_origin: Address of the RAM.
         ram_bytes: Its size.
         stack_bytes: What is kept for the stack, at the bottom of RAM.
+        near_table_bytes: How large a model's tables may be together without
+            `Toolchain.far_flags`, or None for any size.
     """
 
     flash_origin: int
@@ -68,6 +72,7 @@ class Memory:
     ram_origin: int
     ram_bytes: int
     stack_bytes: int
+    near_table_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -429,6 +434,8 @@ def _read_toolchain(table: _Table) -> Toolchain:
         toolchain = replace(toolchain, standard=table.text("standard"))
     if table.has("link_flags"):
         toolchain = replace(toolchain, link_flags=table.texts("link_flags"))
+    if table.has("far_flags"):
+        toolchain = replace(toolchain, far_flags=table.texts("far_flags"))
     table.end()
     return toolchain
 
@@ -451,6 +458,9 @@ def _read_memory(table: _Table | None) -> Memory | None:
         ram_origin=table.number("ram_origin", multiple_of=8),
         ram_bytes=table.number("ram_bytes", low=1),
         stack_bytes=table.number("stack_bytes", low=64, multiple_of=8),
+        near_table_bytes=table.number("near_table_bytes")
+        if table.has("near_table_bytes")
+        else None,
     )
     if memory.stack_bytes >= memory.ram_bytes:
         table.fail("stack_bytes", "must be less than ram_bytes", memory.stack_bytes)

@@ -150,6 +150,7 @@ def build_image(
     model = read_bundle(bundle)
     check_fit(model, board)
     flags = (*board.cpu_flags, board.toolchain.standard, *_COMMON_FLAGS)
+    model_flags = (*model_flags, *_far_flags(model, board))
     flags = (*flags, *model_flags, *extra_flags)
     with tempfile.TemporaryDirectory(prefix="edgekiln-image-") as name:
         work = Path(name)
@@ -270,6 +271,13 @@ def check_fit(bundle: Bundle, board: Board) -> None:
         _fail_ram(bundle, board, memory, need_bytes - memory.ram_bytes)
     if bundle.constants_bytes > memory.flash_bytes:
         _fail_flash(bundle, board, memory, bundle.constants_bytes - memory.flash_bytes)
+
+
+def _far_flags(model: Bundle, board: Board) -> tuple[str, ...]:
+    """Returns the flags for tables that are too large for short pointers, where they are."""
+    near_bytes = board.memory.near_table_bytes if board.memory else None
+    is_far = near_bytes is not None and model.constants_bytes > near_bytes
+    return board.toolchain.far_flags if is_far else ()
 
 
 def _fail_ram(bundle: Bundle, board: Board, memory: Memory, excess_bytes: int) -> NoReturn:
@@ -406,7 +414,7 @@ def _measure(elf: Path) -> dict[str, int]:
         end = max(s["p_paddr"] + s["p_filesz"] for s in loads)
     return {
         "flash_bytes": end - begin,
-        "flash_constants_bytes": size.get(".weights", 0),
+        "flash_constants_bytes": size.get(".weights", 0) + size.get(".far_weights", 0),
         "flash_app_bytes": sum(size.get(name, 0) for name in _APP_SECTIONS),
         "data_bytes": size.get(".data", 0),
         "bss_bytes": size.get(".bss", 0),

@@ -1,4 +1,4 @@
-/* ADD, int8, for aarch64: of two tensors of the same size; sixteen elements at a time.
+/* ADD, int8, with NEON: of two tensors of the same size; sixteen elements at a time.
  *
  * input_1, input_2   int8 [length]
  * output             int8 [length]; may be either input

@@ -1,4 +1,4 @@
-/* CONV_2D, int8, for aarch64: any filter, stride, dilation and padding; one group, one batch.
+/* CONV_2D, int8, with NEON: any filter, stride, dilation and padding; one group, one batch.
  *
  * input       int8 [input_height, input_width, input_channels]
  * filter      see ek_matmul_neon.h; a window of filter_height * filter_width * input_channels

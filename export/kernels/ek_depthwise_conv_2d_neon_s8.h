@@ -1,8 +1,9 @@
-/* DEPTHWISE_CONV_2D, int8, for aarch64: sixteen channels at a time, then eight; any filter,
+/* DEPTHWISE_CONV_2D, int8, with NEON: sixteen channels at a time, then eight; any filter,
  * stride, dilation and padding; one batch, depth multiplier 1.
  *
- * input       int8 [input_height, input_width, channels], channels a multiple of 8
- * filter      int8: for every 16 channels, and the last 8, [filter_height, filter_width, 16 or 8]
+ * input       int8 [input_height, input_width, channels]
+ * filter      int8: for every 16 channels, then for every 8, [filter_height, filter_width, 16
+ *             or 8], with zeros up to a multiple of 8 channels
  * bias        int32 [channels], less input_zero_point * sum(filter) of the channel
  * shift       int32 [channels], positive to the left (shifts_left: whether any is,
  *             shifts_right: whether all are negative)
@@ -131,7 +132,7 @@ static EK_INLINE int8x16_t ek_depthwise_16_neon(const ek_depthwise_conv_2d_neon_
         ek_scale_channels_neon(o, c + 8, s.c), ek_scale_channels_neon(o, c + 12, s.d));
 }
 
-/* Eight channels of one pixel. */
+/* Eight channels of one pixel, or the fewer that are left. */
 static EK_INLINE int8x8_t ek_depthwise_8_neon(const ek_depthwise_conv_2d_neon_s8_params *p,
                                               const ek_output_neon *o, int32_t c, const int8_t *x,
                                               int32_t x_row, int32_t x_tap)
@@ -142,7 +143,7 @@ static EK_INLINE int8x8_t ek_depthwise_8_neon(const ek_depthwise_conv_2d_neon_s8
     for (int32_t row = 0; row < p->filter_height; ++row) {
         const int8_t *from = x + row * x_row;
         for (int32_t tap = 0; tap < p->filter_width; ++tap) {
-            const int16x8_t products = vmull_s8(vld1_s8(from), vld1_s8(w));
+            const int16x8_t products = vmull_s8(ek_load_8_neon(from, p->channels - c), vld1_s8(w));
             low = vaddw_s16(low, vget_low_s16(products));
             high = vaddw_high_s16(high, products);
             from += x_tap;
@@ -204,8 +205,9 @@ static EK_INLINE void ek_depthwise_conv_2d_neon_s8(const ek_depthwise_conv_2d_ne
             for (; c + 16 <= p->channels; c += 16) {
                 vst1q_s8(output + c, ek_depthwise_16_neon(p, &o, c, x + c, x_row, x_tap));
             }
-            if (c < p->channels) {
-                vst1_s8(output + c, ek_depthwise_8_neon(p, &o, c, x + c, x_row, x_tap));
+            for (; c < p->channels; c += 8) {
+                ek_store_8_neon(output + c, ek_depthwise_8_neon(p, &o, c, x + c, x_row, x_tap),
+                                p->channels - c);
             }
             output += p->channels;
         }

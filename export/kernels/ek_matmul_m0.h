@@ -92,7 +92,7 @@ __attribute__((naked)) static EK_NOINLINE void ek_matmul_4_m0(
         "pop {r3, r4, r5, r6, r7, pc}\n\t");
 }
 #else
-static EK_INLINE void ek_matmul_block(const int8_t *x, const uint8_t *w, int32_t length,
+static EK_INLINE void ek_matmul_block_m0(const int8_t *x, const uint8_t *w, int32_t length,
                                       int32_t block, int32_t *sums)
 {
     const int32_t first = sums[0];
@@ -108,17 +108,17 @@ static EK_INLINE void ek_matmul_block(const int8_t *x, const uint8_t *w, int32_t
 static EK_INLINE void ek_matmul_8_m0(const int8_t *x, const uint8_t *w, int32_t length,
                                      int32_t *sums)
 {
-    ek_matmul_block(x, w, length, 8, sums);
+    ek_matmul_block_m0(x, w, length, 8, sums);
 }
 
 static EK_INLINE void ek_matmul_4_m0(const int8_t *x, const uint8_t *w, int32_t length,
                                      int32_t *sums)
 {
-    ek_matmul_block(x, w, length, 4, sums);
+    ek_matmul_block_m0(x, w, length, 4, sums);
 }
 #endif
 
-static EK_INLINE int32_t ek_sum_s8(const int8_t *x, int32_t length)
+static EK_INLINE int32_t ek_sum_row_m0(const int8_t *x, int32_t length)
 {
     int32_t sum = 0;
     for (int32_t i = 0; i < length; ++i) {
@@ -139,7 +139,7 @@ typedef struct {
 
 static EK_NOINLINE void ek_matmul_m0_write(const ek_matmul_m0 *p, const int8_t *x, int8_t *output)
 {
-    const int32_t excess = -128 * ek_sum_s8(x, p->depth);
+    const int32_t excess = -128 * ek_sum_row_m0(x, p->depth);
     const uint8_t *filter = p->filter;
     int32_t sums[8];
     for (int32_t c = 0; c < p->channels; c += 8) {

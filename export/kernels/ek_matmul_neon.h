@@ -1,4 +1,4 @@
-/* The inner product of the kernels for aarch64: up to four rows of inputs with all channels.
+/* The inner product of the kernels with NEON: up to four rows of inputs with all channels.
  *
  * Plain (dot 0): two rows at a time. filter int8 [channels / 8, depth / 16, 8 channels, 16
  * inputs]; depth is a multiple of 8, and where 8 inputs are left, they follow for each 8 channels
@@ -141,6 +141,8 @@ static EK_INLINE void ek_write_1x4_neon(const ek_matmul_neon *m, int32_t c, int3
 #define EK_FIRST_8_2(row, c) EK_PLAIN_2_ROWS(EK_FIRST_8, c)
 #define EK_ADD_8_2(row, c) EK_PLAIN_2_ROWS(EK_ADD_8, c)
 
+/* 32-bit cores have half the registers: see below. */
+#if !defined(__arm__)
 static EK_INLINE void ek_two_rows_plain_neon(const ek_matmul_neon *m, const int8_t *rows,
                                              int8_t *output)
 {
@@ -187,6 +189,8 @@ static EK_INLINE void ek_two_rows_plain_neon(const ek_matmul_neon *m, const int8
     }
 }
 
+#endif
+
 static EK_INLINE void ek_one_row_plain_neon(const ek_matmul_neon *m, const int8_t *row,
                                             int8_t *output)
 {
@@ -225,6 +229,15 @@ static EK_INLINE void ek_one_row_plain_neon(const ek_matmul_neon *m, const int8_
         }
     }
 }
+
+#if defined(__arm__)
+static EK_INLINE void ek_two_rows_plain_neon(const ek_matmul_neon *m, const int8_t *rows,
+                                             int8_t *output)
+{
+    ek_one_row_plain_neon(m, rows, output);
+    ek_one_row_plain_neon(m, rows + m->stride, output + m->channels);
+}
+#endif
 
 /* Sixteen inputs of a row with the four channels of tile t, whose weights are w_0 to w_3. */
 #define EK_DOT_ROW(row, t)                                                                       \

@@ -1,4 +1,4 @@
-/* CONV_2D with a 1x1 filter at stride 1, and FULLY_CONNECTED, int8, for aarch64.
+/* CONV_2D with a 1x1 filter at stride 1, and FULLY_CONNECTED, int8, with NEON.
  *
  * input       int8 [rows, inputs]
  * filter      see ek_matmul_neon.h; depth is inputs rounded up to a multiple of 8 or,

@@ -1,4 +1,4 @@
-/* What the kernels for aarch64 share: fixed-point arithmetic on four channels, copies.
+/* What the kernels with NEON share: fixed-point arithmetic on four channels, copies.
  *
  * A table that belongs to channels (bias, multiplier, shift) has zeros up to a multiple of eight.
  */
@@ -8,6 +8,9 @@
 #include <arm_neon.h>
 
 #include "ek_common.h"
+#if defined(__arm__)
+#include "ek_neon_armv7.h"
+#endif
 
 /* Compilers move loads to the front of a long run of multiplications, until there are no
  * registers left. They may not move them over this. */
@@ -138,6 +141,17 @@ static EK_INLINE int8_t *ek_copy_neon(int8_t *to, const int8_t *from, int32_t by
         }
     }
     return to + bytes;
+}
+
+/* Reads the first `count` of eight bytes, at most all of them, and nothing beyond them. */
+static EK_INLINE int8x8_t ek_load_8_neon(const int8_t *from, int32_t count)
+{
+    int8_t bytes[8] = {0};
+    if (count >= 8) {
+        return vld1_s8(from);
+    }
+    (void)ek_copy_neon(bytes, from, count);
+    return vld1_s8(bytes);
 }
 
 /* Fills bytes with one value; returns where `to` goes on. */

@@ -165,7 +165,8 @@ class MaxPool2D(Pool2D):
         return self._clamp(graph, np.fmax(windows.max(axis=(3, 4)), lowest))
 
 
-def _lower(op: Pool2D, graph: Graph) -> tuple[KernelCall, ...]:
+def lower_pool(op: Pool2D, graph: Graph) -> tuple[KernelCall, ...]:
+    """Lowers to the kernel for any core."""
     x, y = op.input(graph, 0), op.output(graph)
     window = window_scalars(x, y, op.windows())
     del window["dilation_height"], window["dilation_width"]
@@ -203,7 +204,8 @@ def _cost(op: Pool2D, graph: Graph) -> float:
     return op.output(graph).elements * (20.0 + 6.0 * op.filter_h * op.filter_w)
 
 
-def _overlap(op: Pool2D, graph: Graph) -> Overlaps:
+def overlap_pool(op: Pool2D, graph: Graph) -> Overlaps:
+    """Tells how far the output may lie over the input."""
     return window_overlap(op, graph, op.windows(), channelwise=True)
 
 
@@ -211,10 +213,10 @@ def _kernels(name: str) -> tuple[Kernel, ...]:
     return tuple(
         Kernel(
             f"{name}_{SUFFIX[dtype]}",
-            _lower,
+            lower_pool,
             _cost,
             accepts=first_input_is(dtype),
-            overlap=_overlap,
+            overlap=overlap_pool,
         )
         for dtype in (DType.INT8, DType.INT16, DType.FLOAT32)
     )

@@ -204,7 +204,8 @@ def _lower(op: Reduction, graph: Graph, kernel: str) -> tuple[KernelCall, ...]:
     return (call,)
 
 
-def _lower_sum(op: Sum, graph: Graph) -> tuple[KernelCall, ...]:
+def lower_sum(op: Sum, graph: Graph) -> tuple[KernelCall, ...]:
+    """Lowers to the kernel for any core."""
     return _lower(op, graph, "ek_sum")
 
 
@@ -216,7 +217,7 @@ def _cost(op: Reduction, graph: Graph) -> float:
     return 5.0 * op.input(graph, 0).elements + 30.0 * op.output(graph).elements
 
 
-def _overlap(op: Reduction, graph: Graph) -> Overlaps:
+def overlap_reduction(op: Reduction, graph: Graph) -> Overlaps:
     """Proves that the output may begin where the input does.
 
     With sizes (O, R, M, S, I), output (o, m, i) is element (o M + m) I + i, and is written when
@@ -227,7 +228,9 @@ def _overlap(op: Reduction, graph: Graph) -> Overlaps:
 
 
 SUM = tuple(
-    Kernel(f"sum_{SUFFIX[t]}", _lower_sum, _cost, accepts=first_input_is(t), overlap=_overlap)
+    Kernel(
+        f"sum_{SUFFIX[t]}", lower_sum, _cost, accepts=first_input_is(t), overlap=overlap_reduction
+    )
     for t in (DType.INT8, DType.INT16, DType.FLOAT32)
 )
 EXTREME = tuple(
@@ -236,7 +239,7 @@ EXTREME = tuple(
         _lower_extreme,
         _cost,
         accepts=first_input_is(t),
-        overlap=_overlap,
+        overlap=overlap_reduction,
     )
     for t in (DType.INT8, DType.INT16, DType.FLOAT32)
 )

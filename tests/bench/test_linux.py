@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from linux_bench import EFFORT, NAME, Bench, make_bench
 from ssh_server import Server
 
-from edgekiln.bench import linux
+from edgekiln.bench import linux, linux_results
 from edgekiln.bench.linux import Case, Place
-from edgekiln.bench.linux_results import describe_runtimes, usable_cases
+from edgekiln.bench.linux_results import describe_runtimes, refuse_cases
 from edgekiln.bench.results import Conditions, Results, from_json, to_json
 from edgekiln.bench.tensors import TensorSpec
 from edgekiln.errors import BoardError, CheckFailedError
@@ -435,10 +435,11 @@ def test_what_is_measured_and_compared_depends_on_the_model(bench: Bench) -> Non
     """Several inputs or outputs of a float model may be in another order; real numbers differ."""
     if not bench.cases:
         pytest.skip("LiteRT or ONNX Runtime are not installed")
-    both = usable_cases(bench.cases, bench.subject, bench.reals)
-    assert both == bench.cases
-    two = usable_cases(bench.cases, bench.subject, bench.reals * 2)
-    assert two == tuple(case for case in bench.cases if not case.is_real)
+    assert refuse_cases(bench.cases, bench.subject, bench.reals) == bench.cases
+    refused = refuse_cases(bench.cases, bench.subject, bench.reals * 2)
+    assert [bool(case.why_not) for case in refused] == [case.is_real for case in bench.cases]
+    only = dataclasses.replace(bench, cases=tuple(case for case in refused if case.is_real))
+    assert {m.error for m in only.measure().runtimes} == {refused[0].why_not}
     run = bench.measure()
     labels, image = bench.subject.inputs.labels, bench.subject.image
     doubled = tuple(dataclasses.replace(m, outputs=m.outputs * 2) for m in run.runtimes)
@@ -451,3 +452,15 @@ def test_what_is_measured_and_compared_depends_on_the_model(bench: Bench) -> Non
     )
     assert [row.accuracy is None for row in rows] == [row.model == "float" for row in rows]
     assert [row.reference is None for row in rows[1:]] == [row.model == "float" for row in rows[1:]]
+
+
+def test_litert_is_not_run_where_it_destroys_itself(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linux_results, "litert_is_safe", lambda graph: False)
+    cases = tuple(
+        Case(runtime, PROGRAM, is_real)
+        for runtime, is_real in (("litert", True), ("litert", False), ("onnxruntime", False))
+    )
+    refused = refuse_cases(cases, bench.subject, bench.reals)
+    assert ["SVDF" in case.why_not for case in refused] == [False, True, False]

@@ -11,7 +11,7 @@ from everywhere import check_everywhere
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tflite_builder import BuiltOp, BuiltTensor, build_model
+from tflite_builder import BuiltOp, BuiltTensor, build_model, pack_int4
 
 from edgekiln.bench.runners import tflm_available
 from edgekiln.errors import UnsupportedOpError
@@ -312,13 +312,6 @@ def test_float_outputs_lie_over_their_inputs() -> None:
     compiled = check_everywhere(build_model(tensors, ops, [0], [4]))
     apart = sum(np.prod(shapes[i]) * 4 for i in (2, 3))
     assert compiled.report["arena_bytes"] < apart
-
-
-def pack_int4(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Two codes a byte, the first in the low half."""
-    flat = np.append(codes.reshape(-1), np.zeros(codes.size % 2, np.int8)).astype(np.uint8) & 15
-    packed: NDArray[np.uint8] = flat[0::2] | (flat[1::2] << 4)
-    return packed
 
 
 @st.composite

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from emulated import ARCHITECTURES, node_outputs, require_aarch64
+from emulated import MACHINES, node_outputs
 from numpy.typing import NDArray
 from tflite_builder import BuiltOp, BuiltTensor, activation, build_model, constant
 
@@ -109,7 +109,7 @@ CASES = {
 }  # fmt: skip
 
 
-# Other operators have no kernels of their own for cortex-m0plus and aarch64.
+# Other operators have no kernels of their own for cortex-m0plus; with NEON pools have some.
 MULTIPLYING = [
     case
     for case in CASES
@@ -118,7 +118,10 @@ MULTIPLYING = [
 PLACED = [
     *((case, target) for case in CASES for target in ("host", "cortex-m4")),
     *((case, "cortex-m0plus") for case in MULTIPLYING),
-    *(pytest.param(case, "aarch64", marks=pytest.mark.emulator) for case in MULTIPLYING),
+    *(
+        pytest.param(case, "aarch64", marks=pytest.mark.emulator)
+        for case in [*MULTIPLYING, *(case for case in CASES if "pool" in case)]
+    ),
 ]
 
 
@@ -157,8 +160,8 @@ def run(program: Program, plan: MemoryPlan, x: NDArray[Any], directory: Path) ->
     files = emit_files(moved, {"input": x, "output": y})
     report = compiler._report(moved, files, 0, "arena")
     compiled = compiler.CompiledModel(files, report, program.graph)
-    if program.target in ARCHITECTURES:
-        require_aarch64()
+    if program.target in MACHINES:
+        MACHINES[program.target].require()
         directory.mkdir()
         return np.frombuffer(node_outputs(compiled, x[None], directory)[0], np.int8)
     compiler.write_bundle(compiled, directory)
@@ -219,6 +222,8 @@ def test_the_output_may_begin_as_close_after_the_input(
         pytest.param("depthwise same", "aarch64", marks=pytest.mark.emulator),
         ("average pool same", "host"),
         ("max pool same", "host"),
+        pytest.param("average pool same", "aarch64", marks=pytest.mark.emulator),
+        pytest.param("max pool same", "aarch64", marks=pytest.mark.emulator),
     ],
 )
 def test_one_byte_closer_is_too_close(case: str, target: str, tmp_path: Path) -> None:

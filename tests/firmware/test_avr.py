@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from avr import require_avr
 from numpy.typing import NDArray
+from tflite_builder import BuiltOp, BuiltTensor, build_model
 
 from edgekiln.bench.compiled import CompiledRunner
 from edgekiln.bench.device import DeviceRun, run_on_board
 from edgekiln.bench.protocol import Device
 from edgekiln.errors import BadInputError, BoardError, DoesNotFitError, ToolMissingError
+from edgekiln.export.compiler import compile_model, write_bundle
+from edgekiln.export.interpret import run_graph
 from edgekiln.firmware.boards import load_board
 from edgekiln.firmware.emulators import start_emulator
 from edgekiln.firmware.image import Image, build_image, read_symbols
@@ -211,6 +214,38 @@ def test_a_model_that_is_too_large_is_refused(
     """
     with pytest.raises(DoesNotFitError, match="toy on uno: flash is too small by"):
         build_image(write_toy(code), load_board("uno"), tmp_path / "out")
+
+
+def test_tables_beyond_64_kb_are_reached(tmp_path: Path) -> None:
+    """Three dense layers of 30 kB each: mega reads them by pointers of 24 bits."""
+    generator = np.random.default_rng(3)
+    size = 175
+    tensors = [BuiltTensor((1, size), "INT8", (0.05,), (-4,))]
+    ops = []
+    for node in range(3):
+        codes = generator.integers(-128, 128, (size, size)).astype(np.int8)
+        weights = BuiltTensor(codes.shape, "INT8", (0.01,), (0,), 0, codes)
+        tensors += [weights, BuiltTensor((1, size), "INT8", (0.4 * 2**node,), (node,))]
+        ops.append(
+            BuiltOp(
+                "FULLY_CONNECTED",
+                [2 * node, 2 * node + 1],
+                [2 * node + 2],
+                "FullyConnectedOptions",
+                {},
+            )
+        )
+    compiled = compile_model(build_model(tensors, ops, [0], [6]), name="far", target="avr")
+    write_bundle(compiled, tmp_path / "c")
+    board = load_board("mega")
+    image = build_image(tmp_path / "c", board, tmp_path / "image", extra_flags=["-Werror"])
+    assert "-DEK_FLASH=__memx" in image.flags
+    assert image.flash_constants_bytes > 3 * size * size > 1 << 16
+    x = generator.integers(-128, 128, (2, 1, size)).astype(np.int8)
+    (got,) = run_on_board(image, board, (x,)).outputs
+    wanted = [run_graph(compiled.graph, [row])[0] for row in x]
+    np.testing.assert_array_equal(got.reshape(2, 1, size), np.stack(wanted))
+    assert len(np.unique(got)) > 50
 
 
 def test_a_missing_emulator_is_one_line(

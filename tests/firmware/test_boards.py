@@ -172,7 +172,7 @@ def test_a_board_with_linux_takes_no_image() -> None:
     ("old", "new", "message"),
     [
         ('architecture = "aarch64" # of', 'architectur = "aarch64" # of', "architecture: missing"),
-        ("features = []", "features = 1", r"linux.cores\[1\].features: must be a list of texts"),
+        ("features = []", "features = 1", r"linux.cores\[2\].features: must be a list of texts"),
         ("[linux]\n", "[linux]\nother = 1\n", "linux.other: unknown key"),
         ('directory = "edgekiln"', "directory = 1", "linux.directory: must be a text"),
     ],

@@ -7,12 +7,14 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import serial
 from elftools.elf.elffile import ELFFile
 
 from edgekiln.bench.compiled import CompiledRunner
@@ -27,6 +29,7 @@ from edgekiln.firmware.boot2 import boot2_checksum, seal_boot2
 from edgekiln.firmware.counting import InferenceCount
 from edgekiln.firmware.emulators import start_emulator
 from edgekiln.firmware.image import Image, build_image, load_image, read_symbols
+from edgekiln.firmware.installed import missing_tools, steps_to_install
 from edgekiln.firmware.uf2 import decode_uf2, encode_uf2
 from edgekiln.train.datasets import load_dataset
 
@@ -359,6 +362,30 @@ def test_a_file_that_the_chip_would_not_boot(
         pass
 
 
+@pytest.mark.emulator
+def test_a_slow_reader_loses_nothing(emulator: Path, write_toy: WriteToy, tmp_path: Path) -> None:
+    """An answer larger than all buffers between the UART and the reader, left lying for a while."""
+    size = 2500
+    output = {"dtype": "int8", "scale": 0.5, "zero_point": 0, "shape": [1, size]}
+    code = f"void toy_invoke(int8_t *arena) {{ for (int i = 0; i < {size}; ++i) {{ arena[8 + i] = "
+    code += "(int8_t)(i * 7); } }"
+    bundle = write_toy(code, outputs=[{**output, "offset": 8, "bytes": size}], arena_bytes=8 + size)
+    image = build_image(bundle, load_board("pico"), tmp_path / "out")
+    with (
+        start_emulator(load_board("pico"), image) as running,
+        serial.Serial(running.port, timeout=0.2) as port,
+    ):
+        port.write(b"db load 4%db 00000000%infer 1 0%output%")
+        time.sleep(1)
+        said = b""
+        deadline = time.monotonic() + 60
+        while not re.search(rb"m-output.*m-ready", said, re.DOTALL):
+            assert time.monotonic() < deadline
+            said += port.read(100)
+    (data,) = re.findall(rb"data=([0-9a-f]+)", said)
+    assert data == bytes(i * 7 % 256 for i in range(size)).hex().encode()
+
+
 # ---- getting the emulator ----
 
 
@@ -417,3 +444,16 @@ def test_a_failed_installation_leaves_nothing(environment: Path) -> None:
     with pytest.raises(ToolMissingError, match="could not install rp2040js; got npm error code E"):
         rp2040js.install()
     assert not rp2040js.install_directory().exists()
+
+
+def test_the_list_of_boards_tells_whether_it_is_there(environment: Path) -> None:
+    board = load_board("pico")
+    for name in ("node", "arm-none-eabi-gcc"):
+        (environment / "bin" / name).touch(mode=0o755)
+    assert [tool.program for tool in missing_tools(board)] == ["rp2040js"]
+    assert steps_to_install(missing_tools(board)).endswith(" -m edgekiln.firmware.rp2040js")
+    add_npm(environment, rp2040js.wanted_version())
+    rp2040js.install()
+    assert missing_tools(board) == ()
+    (environment / "bin" / "node").unlink()
+    assert steps_to_install(missing_tools(board)) == "nodejs npm"

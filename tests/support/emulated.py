@@ -1,4 +1,4 @@
-"""Runs generated C for aarch64 under qemu-user, between pages that may not be touched."""
+"""Runs generated C with NEON on other machines, between pages that may not be touched."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,45 @@ from edgekiln.export.compiler import CompiledModel, write_bundle
 GCC = ("aarch64-linux-gnu-gcc",)
 CLANG = ("clang", "--target=aarch64-linux-gnu")
 EMULATOR = ("qemu-aarch64", "-cpu", "max")
-ARCHITECTURES = {
-    "aarch64": "-march=armv8-a",
-    "aarch64-dotprod": "-march=armv8.2-a+dotprod",
+PLAIN_NEON = Path(__file__).parent / "plain_neon"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What generated C with NEON is compiled for and runs on.
+
+    Attributes:
+        compiler: The C compiler's command.
+        flags: Its flags.
+        emulator: What runs the program; nothing on this machine.
+    """
+
+    compiler: tuple[str, ...]
+    flags: tuple[str, ...]
+    emulator: tuple[str, ...] = ()
+
+    def require(self) -> None:
+        """Skips the test where a program is missing; in CI it fails."""
+        require(self.compiler[0], *self.emulator[:1])
+
+
+_SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+_PLAIN = Machine(("gcc",), (*_SANITIZED, "-isystem", str(PLAIN_NEON)))
+
+MACHINES = {
+    "aarch64": Machine(GCC, ("-O2", "-march=armv8-a", "-static"), EMULATOR),
+    "aarch64-dotprod": Machine(GCC, ("-O2", "-march=armv8.2-a+dotprod", "-static"), EMULATOR),
+    "armv7-neon": Machine(
+        ("arm-linux-gnueabihf-gcc",),
+        ("-O2", "-march=armv7-a", "-mfpu=neon", "-mfloat-abi=hard", "-static"),
+        ("qemu-arm", "-cpu", "max"),
+    ),
 }
+SANITIZED = {
+    "aarch64": _PLAIN,
+    "aarch64-dotprod": replace(_PLAIN, flags=(*_PLAIN.flags, "-D__ARM_FEATURE_DOTPROD")),
+}
+"""The same kernels in plain C on this machine, under AddressSanitizer and UBSan."""
 
 _RECORD = """
 #include <stddef.h>
@@ -70,67 +106,59 @@ int main(void)
 """
 
 
-def require_aarch64(*programs: str) -> None:
-    """Skips the test where the compiler or the emulator is missing; in CI it fails."""
-    names = (GCC[0], EMULATOR[0], *programs)
-    missing = [name for name in names if shutil.which(name) is None]
+def require(*programs: str) -> None:
+    """Skips the test where a program is missing; in CI it fails."""
+    missing = [name for name in programs if shutil.which(name) is None]
     if missing:
         reason = f"not installed: {', '.join(missing)} (CI=true make setup installs them)"
         in_ci = os.environ.get("CI", "").lower() in ("1", "true")
         (pytest.fail if in_ci else pytest.skip)(reason)
 
 
-def compile_aarch64(
-    sources: Sequence[Path], program: Path, *flags: str, compiler: Sequence[str] = GCC
-) -> None:
-    """Compiles C for aarch64 into a program without shared libraries."""
-    command = [*compiler, "-std=gnu99", *STRICT_FLAGS, *flags, "-static", "-o", str(program)]
-    done = subprocess.run([*command, *map(str, sources)], capture_output=True, text=True)
+def require_aarch64(*programs: str) -> None:
+    """The same for what compiles and runs programs for aarch64, and further programs."""
+    require(GCC[0], EMULATOR[0], *programs)
+
+
+def compile_for(machine: Machine, sources: Sequence[Path], program: Path, *flags: str) -> None:
+    """Compiles C for a machine."""
+    command = [*machine.compiler, "-std=gnu99", *STRICT_FLAGS, *machine.flags, *flags]
+    done = subprocess.run(
+        [*command, "-o", str(program), *map(str, sources)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
-def emulate(program: Path, data: bytes = b"") -> bytes:
+def emulate(machine: Machine, program: Path, data: bytes = b"") -> bytes:
     """Runs a program and returns what it writes."""
-    done = subprocess.run([*EMULATOR, str(program)], input=data, capture_output=True)
+    done = subprocess.run([*machine.emulator, str(program)], input=data, capture_output=True)
     assert done.returncode == 0, f"status {done.returncode}: {done.stderr.decode()}"
     return done.stdout
 
 
 def node_outputs(
-    compiled: CompiledModel,
-    inputs: NDArray[Any],
-    directory: Path,
-    *,
-    compiler: Sequence[str] = GCC,
-    optimization: str = "-O2",
-    architecture: str = "",
+    compiled: CompiledModel, inputs: NDArray[Any], directory: Path, machine: Machine | None = None
 ) -> list[bytes]:
-    """Runs a model named "m" with one input under the emulator.
+    """Runs a model named "m" with one input on a machine.
 
     Args:
         compiled: The model.
         inputs: One inference a row, of the input's type.
         directory: An empty one, for the program.
-        compiler: The C compiler's command.
-        optimization: Its flag.
-        architecture: Its flag, where it is not the target's.
+        machine: What it runs on; by default that of `MACHINES` for the target.
 
     Returns:
         For every inference the outputs of all nodes that have code, one after the other.
     """
+    machine = machine or MACHINES[compiled.report["target"]]
     bundle = directory / "c"
     write_bundle(compiled, bundle)
     (directory / "record.h").write_text(_RECORD)
     (directory / "main.c").write_text(_MAIN)
-    flags = ("-include", str(directory / "record.h"), f"-I{bundle}", optimization)
-    compile_aarch64(
-        [directory / "main.c", bundle / "m.c", bundle / "m_weights.c"],
-        directory / "program",
-        *flags,
-        architecture or ARCHITECTURES[compiled.report["target"]],
-        compiler=compiler,
-    )
-    found = emulate(directory / "program", np.ascontiguousarray(inputs).tobytes())
+    sources = [directory / "main.c", bundle / "m.c", bundle / "m_weights.c"]
+    flags = ("-include", str(directory / "record.h"), f"-I{bundle}")
+    compile_for(machine, sources, directory / "program", *flags)
+    found = emulate(machine, directory / "program", np.ascontiguousarray(inputs).tobytes())
     assert len(found) % len(inputs) == 0
     size = len(found) // len(inputs)
     return [found[i * size : (i + 1) * size] for i in range(len(inputs))]

@@ -48,6 +48,13 @@ def constant(array: NDArray[Any], scale: Sequence[float] = (), axis: int = 0) ->
     return BuiltTensor(array.shape, kind, tuple(scale), (0,) * len(scale), axis, array)
 
 
+def pack_int4(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Two codes a byte, the first in the low half."""
+    flat = np.append(codes.reshape(-1), np.zeros(codes.size % 2, np.int8)).astype(np.uint8) & 15
+    packed: NDArray[np.uint8] = flat[0::2] | (flat[1::2] << 4)
+    return packed
+
+
 @dataclass
 class BuiltSubgraph:
     """A subgraph to build."""

@@ -75,7 +75,8 @@ def test_virtual_ones_have_kinds_and_every_target_a_directory_of_its_own() -> No
     [
         ("aarch64", {"fp", "asimd", "asimddp"}, "aarch64-dotprod"),
         ("aarch64", {"fp", "asimd"}, "aarch64"),
-        ("armv7l", {"neon"}, "generic"),
+        ("armv7l", {"neon"}, "armv7-neon"),
+        ("armv7l", {"vfpv3d16"}, "generic"),
         ("x86_64", set(), "host"),
         ("armv6l", set(), None),
     ],

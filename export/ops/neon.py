@@ -1,4 +1,4 @@
-"""Kernels for aarch64 (NEON, and SDOT where the core has it), and their weights' layout.
+"""Kernels with NEON, and with SDOT where a 64-bit core has it, and their weights' layout.
 
 Each is one more `Kernel` of an operator: it computes the same bytes as the generic one, and
 is chosen where it accepts the node and its estimated cost is lower.
@@ -7,6 +7,7 @@ is chosen where it accepts the node and its estimated cost is lower.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ from edgekiln.export.ops.broadcasting import overlap_elementwise
 from edgekiln.export.ops.conv_2d import Conv2D, is_pointwise
 from edgekiln.export.ops.convolution import bias_and_input_offset, per_channel_requantization
 from edgekiln.export.ops.depthwise_conv_2d import DepthwiseConv2D
+from edgekiln.export.ops.pool_2d import MaxPool2D, Pool2D, lower_pool, overlap_pool
+from edgekiln.export.ops.reduce import Runs, Sum, lower_sum, overlap_reduction
 from edgekiln.export.ops.windows import window_overlap, window_scalars, windows_read_padding
 
 _NEON = frozenset({"neon"})
@@ -81,7 +84,7 @@ def pack_quads(matrix: NDArray[np.int64]) -> Array:
         of the block / 4, 4 channels, 4 inputs] where inputs are left.
     """
     padded = _padded(matrix, 4, 4)
-    whole = padded.shape[0] // 16 * 16
+    whole = matrix.shape[0] // 16 * 16  # blocks without a channel that is not there
     return np.concatenate([_quads(padded[:whole], 16), _quads(padded[whole:], 4)])
 
 
@@ -101,11 +104,13 @@ def pack_channel_blocks(matrix: NDArray[np.int64]) -> Array:
     """Packs ``[taps, channels]`` int8 weights for ``ek_depthwise_conv_2d_neon_s8``.
 
     Returns:
-        int8, 1-D: for every 16 channels, and the 8 that may be left, [taps, 16 or 8].
+        int8, 1-D: for every 16 channels, then for every 8, [taps, 16 or 8], with zeros up to a
+        multiple of 8 channels.
     """
-    filters = matrix.astype(np.int8)
-    starts = range(0, filters.shape[1], 16)
-    return np.concatenate([filters[:, c : c + 16].reshape(-1) for c in starts])
+    filters, channels = _padded(matrix, 1, 8), matrix.shape[1]
+    whole = channels // 16 * 16
+    ends = [*range(16, whole + 1, 16), *range(whole + 8, filters.shape[1] + 1, 8)]
+    return np.concatenate([block.reshape(-1) for block in np.split(filters, ends, axis=1)])
 
 
 def plain_pairs_fit(matrix: NDArray[np.int64]) -> bool:
@@ -127,8 +132,12 @@ def depthwise_pairs_fit(matrix: NDArray[np.int64]) -> bool:
 
 
 def _is_int8(op: Op, graph: Graph) -> bool:
-    tensors = (op.input(graph, 0), op.input(graph, 1), op.output(graph))
-    return all(tensor.dtype is DType.INT8 for tensor in tensors)
+    """Weights of four bits are widened: what a model takes on disk matters less here."""
+    return (
+        op.input(graph, 0).dtype is DType.INT8
+        and op.input(graph, 1).dtype in (DType.INT8, DType.INT4)
+        and op.output(graph).dtype is DType.INT8
+    )
 
 
 def _output_scalars(op: Op, graph: Graph) -> dict[str, int]:
@@ -331,9 +340,7 @@ def _cost_window(per_mac: float) -> Callable[[Conv2D, Graph], float]:
 
 def _accepts_depthwise(op: DepthwiseConv2D, graph: Graph) -> bool:
     x, y = op.input(graph, 0), op.output(graph)
-    return (
-        _is_int8(op, graph) and x.shape[0] == 1 and x.shape[3] % 8 == 0 and y.shape[3] == x.shape[3]
-    )
+    return _is_int8(op, graph) and x.shape[0] == 1 and y.shape[3] == x.shape[3]
 
 
 def _lower_depthwise(op: DepthwiseConv2D, graph: Graph) -> tuple[KernelCall, ...]:
@@ -361,7 +368,10 @@ def _lower_depthwise(op: DepthwiseConv2D, graph: Graph) -> tuple[KernelCall, ...
 
 
 def _cost_depthwise(op: DepthwiseConv2D, graph: Graph) -> float:
-    return 0.4 * op.macs(graph) + 3.0 * op.output(graph).elements
+    channels = op.output(graph).shape[3]
+    # The channels that are left are copied tap by tap, which takes as long as 32 others.
+    counted = channels if channels % 8 == 0 else channels // 8 * 8 + 32
+    return (0.4 * op.macs(graph) + 3.0 * op.output(graph).elements) * counted / channels
 
 
 # ---- ADD ----
@@ -393,6 +403,63 @@ _ADD_SCALARS = (
 
 def _cost_add(op: Add, graph: Graph) -> float:
     return 6.0 * op.output(graph).elements
+
+
+# ---- Pools, MEAN and SUM ----
+
+
+def _lower_pool(op: Pool2D, graph: Graph) -> tuple[KernelCall, ...]:
+    (call,) = lower_pool(op, graph)
+    return (replace(call, kernel=f"{op.kernel}_neon_s8", header="ek_pool_2d_neon_s8.h"),)
+
+
+def _accepts_pool(op: Pool2D, graph: Graph) -> bool:
+    sums_fit = op.filter_h * op.filter_w <= 256 or isinstance(op, MaxPool2D)
+    return op.input(graph, 0).dtype is DType.INT8 and sums_fit
+
+
+def _cost_pool(op: Pool2D, graph: Graph) -> float:
+    return op.output(graph).elements * (2.0 + 0.4 * op.filter_h * op.filter_w)
+
+
+def _pool_kernel(name: str) -> Kernel:
+    return Kernel(name, _lower_pool, _cost_pool, _NEON, _accepts_pool, overlap_pool)
+
+
+def _sum_runs(op: Sum, graph: Graph) -> Runs:
+    """Returns the sizes with the last one that is kept in the innermost place."""
+    outer, first, middle, second, inner = op.runs(graph)
+    if second == inner == 1:
+        return outer, first, 1, 1, middle
+    return outer, first, middle, second, inner
+
+
+def _lower_sum(op: Sum, graph: Graph) -> tuple[KernelCall, ...]:
+    (call,) = lower_sum(op, graph)
+    shift = op.multiplier(graph).shift
+    ways = {"shifts_left": int(shift > 0), "shifts_right": int(shift < 0)}
+    runs = zip(_SUM_SCALARS, _sum_runs(op, graph), strict=False)
+    scalars = {**call.scalars, **ways, **dict(runs)}
+    kernel = "ek_sum_neon_s8"
+    ordered = {name: scalars[name] for name in _SUM_SCALARS}
+    specialise = ("shifts_left", "shifts_right")
+    header = f"{kernel}.h"
+    return (replace(call, kernel=kernel, header=header, scalars=ordered, specialise=specialise),)
+
+
+_SUM_SCALARS = (
+    "outer", "reduced_0", "middle", "reduced_1", "inner", "sum_offset", "multiplier", "shift",
+    "shifts_left", "shifts_right", "output_zero_point",
+)  # fmt: skip
+
+
+def _accepts_sum(op: Sum, graph: Graph) -> bool:
+    """Neighbouring sums: where the innermost axis is summed up, there are none."""
+    return op.input(graph, 0).dtype is DType.INT8 and _sum_runs(op, graph)[4] >= 8
+
+
+def _cost_sum(op: Sum, graph: Graph) -> float:
+    return 0.6 * op.input(graph, 0).elements + 3.0 * op.output(graph).elements
 
 
 _PER_MAC = {False: 0.22, True: 0.09}
@@ -437,3 +504,6 @@ DEPTHWISE_CONV_2D = (
     ),
 )
 ADD = (Kernel("add_neon_s8", _lower_add, _cost_add, _NEON, has_one_size, overlap_elementwise),)
+AVERAGE_POOL_2D = (_pool_kernel("average_pool_2d_neon_s8"),)
+MAX_POOL_2D = (_pool_kernel("max_pool_2d_neon_s8"),)
+SUM = (Kernel("sum_neon_s8", _lower_sum, _cost_sum, _NEON, _accepts_sum, overlap_reduction),)
