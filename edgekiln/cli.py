@@ -857,7 +857,12 @@ def boards(
 def _list_boards(as_json: bool) -> None:
     from edgekiln.firmware.boards import board_slugs, load_board
     from edgekiln.firmware.flash.registry import installed_runners
-    from edgekiln.firmware.installed import missing_tools, packages_of, tools_of
+    from edgekiln.firmware.installed import (
+        missing_tools,
+        packages_of,
+        steps_to_install,
+        tools_of,
+    )
 
     known = [load_board(slug) for slug in board_slugs()]
     if as_json:
@@ -898,7 +903,7 @@ def _list_boards(as_json: bool) -> None:
                         for name, why_not in installed_runners(board)
                     )
                     or None,
-                    " ".join(packages_of(missing_tools(board))) or None,
+                    steps_to_install(missing_tools(board)) or None,
                 )
                 for board in known
             ],
@@ -908,10 +913,10 @@ def _list_boards(as_json: bool) -> None:
 def _is_there(board: Board, purpose: str) -> str | None:
     from edgekiln.firmware.installed import tools_of
 
-    for tool in tools_of(board):
-        if tool.purpose == purpose:
-            return "yes" if tool.is_installed else "missing"
-    return None
+    found = [tool.is_installed for tool in tools_of(board) if tool.purpose == purpose]
+    if not found:
+        return None
+    return "yes" if all(found) else "missing"
 
 
 def _try_boards(

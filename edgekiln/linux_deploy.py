@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from edgekiln.console import make_table, say, show
-from edgekiln.errors import BadInputError, BoardError, EdgekilnError
+from edgekiln.errors import BadInputError, BoardError, CheckFailedError, EdgekilnError
 from edgekiln.files import read_input_file
 from edgekiln.pipeline import (
     BENCH_SAMPLES,
@@ -447,10 +447,27 @@ def _deploy_one(
         say(f"{session.target.text}: {_describe_deployed(deployed)}")
         _serve(session, release.name, linux, options)
         place = _place(session, linux, release.name, deployed, choice, environment, why)
-        path = _measure(session, shared, program, place, results)
+        try:
+            path = _measure(session, shared, program, place, results)
+        except CheckFailedError as error:
+            went_back = _go_back(session, release, deployed, linux)
+            raise CheckFailedError(f"{error}{went_back}") from None
         return dataclasses.replace(outcome, results=path)
     except EdgekilnError as error:
         return dataclasses.replace(outcome, error=error)
+
+
+def _go_back(session: _Session, release: Release, deployed: Deployed, linux: Linux) -> str:
+    """Makes the release before current again after the new one gave wrong bytes; tells of it."""
+    from edgekiln.firmware.linux.releases import rollback
+    from edgekiln.firmware.linux.service import refresh_service
+
+    if deployed.is_unchanged or not deployed.previous:
+        return "; there is no other release to go back to"
+    rollback(session.connection, release.name, base=linux.directory, selftest=release.selftest)
+    if session.facts.has_systemd:
+        refresh_service(session.connection, release.name)
+    return f"; release {deployed.previous} is current again"
 
 
 def _prepare(

@@ -120,6 +120,8 @@ def install_environment(
     name = _environment_id(requirements, facts)
     source = "internet"
     if wheelhouse:
+        size_bytes = sum(path.stat().st_size for path in wheelhouse.iterdir())
+        say(f"{connection.host}: sending {size_bytes >> 20} MiB of Python wheels, once")
         connection.push(wheelhouse, f"{_envs(base)}/.wheels-{name}")
         source = "wheels"
     script = INSTALL_SCRIPT.read_text(encoding="utf-8")

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -217,22 +218,53 @@ def test_arduino(unpack: Unpack, tmp_path: Path, name: str) -> None:
     assert rest[-1] == "microseconds: 7" and any(line.startswith("output") for line in rest)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_sketch_and_the_core_that_boards_have(unpack: Unpack, tmp_path: Path, name: str) -> None:
-    """Arduino's own Serial takes what the sketch prints: Debian's core, where it is installed."""
-    core = Path("/usr/share/arduino/hardware/arduino/avr")
-    if not (core / "cores/arduino/Arduino.h").exists() or shutil.which("avr-g++") is None:
-        pytest.skip("arduino-core-avr and gcc-avr are not installed")
-    library = unpack("arduino", name)
-    cpp = tmp_path / "sketch.cpp"
-    cpp.write_text(f"#include <Arduino.h>\n{next(library.glob('examples/*/*.ino')).read_text()}")
-    includes = [
-        f"-I{core / 'cores/arduino'}",
-        f"-I{core / 'variants/mega'}",
-        f"-I{library / 'src'}",
-    ]
-    flags = ["-mmcu=atmega2560", "-DF_CPU=16000000L", "-DARDUINO=10819", "-std=gnu++11", "-Os"]
-    run("avr-g++", *flags, "-Wall", "-Wextra", *includes, "-c", cpp, "-o", tmp_path / "sketch.o")
+ARDUINO_CORE = Path("/usr/share/arduino/hardware/arduino/avr")
+UNO_FLAGS = (
+    *("-mmcu=atmega328p", "-DF_CPU=16000000L", "-DARDUINO=10819", "-DARDUINO_ARCH_AVR", "-Os"),
+    *("-DARDUINO_AVR_UNO", "-ffunction-sections", "-fdata-sections", "-c"),
+)
+
+
+def test_arduino_on_an_uno(tmp_path: Path) -> None:
+    """With Arduino's own core, as Debian packages it, in simavr: the model's tables in flash."""
+    if not (ARDUINO_CORE / "cores/arduino/Arduino.h").exists():
+        pytest.skip("arduino-core-avr is not installed")
+    data = (GOLDEN / "digits_mlp_int8.tflite").read_bytes()
+    compiled = compile_model(data, name="digits_mlp", target="avr")
+    package = write_package(compiled, "arduino", tmp_path / "out").path
+    shutil.unpack_archive(package, tmp_path)
+    library = tmp_path / package.stem
+    sketch = tmp_path / "sketch.cpp"
+    sketch.write_text(f"#include <Arduino.h>\n{next(library.glob('examples/*/*.ino')).read_text()}")
+    core = ARDUINO_CORE / "cores" / "arduino"
+    paths = (core, ARDUINO_CORE / "variants" / "standard", library / "src")
+    includes = [f"-I{path}" for path in paths]
+    objects = []
+    for source in (sketch, *library.glob("src/**/*.c"), *core.glob("*.c*"), *core.glob("*.S")):
+        is_cpp = source.suffix == ".cpp"
+        # Arduino brings a later compiler than Debian does, which knows DECIMAL_DIG in C++.
+        language = ["-std=gnu++11", "-DDECIMAL_DIG=9"] if is_cpp else ["-std=gnu11"]
+        quiet = ["-Wall", "-Wextra"] if source.is_relative_to(tmp_path) else ["-w"]
+        objects.append(tmp_path / f"{source.name}.o")
+        compiler = need("avr-g++" if is_cpp else "avr-gcc")
+        flags = [*UNO_FLAGS, *(language if source.suffix != ".S" else []), *quiet, *includes]
+        run(compiler, *flags, source, "-o", objects[-1])
+    elf = tmp_path / "sketch.elf"
+    run("avr-gcc", "-mmcu=atmega328p", "-Os", "-Wl,--gc-sections", *objects, "-o", elf)
+    command = [need("simavr"), "-m", "atmega328p", "-f", "16000000", str(elf)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as simulated:
+        assert simulated.stdout is not None
+        guard = threading.Timer(60, simulated.kill)
+        guard.start()
+        try:
+            said = [simulated.stdout.readline() for _ in range(12)]
+        finally:
+            guard.cancel()
+            simulated.kill()
+    assert "digits_mlp: wrong values in the self-test: 0" in said[0]
+    assert "output[5] = 124" in said[6] and "microseconds: " in said[11]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -27,6 +27,7 @@ from edgekiln.firmware.boot2 import boot2_checksum, seal_boot2
 from edgekiln.firmware.counting import InferenceCount
 from edgekiln.firmware.emulators import start_emulator
 from edgekiln.firmware.image import Image, build_image, load_image, read_symbols
+from edgekiln.firmware.installed import missing_tools, steps_to_install
 from edgekiln.firmware.uf2 import decode_uf2, encode_uf2
 from edgekiln.train.datasets import load_dataset
 
@@ -417,3 +418,16 @@ def test_a_failed_installation_leaves_nothing(environment: Path) -> None:
     with pytest.raises(ToolMissingError, match="could not install rp2040js; got npm error code E"):
         rp2040js.install()
     assert not rp2040js.install_directory().exists()
+
+
+def test_the_list_of_boards_tells_whether_it_is_there(environment: Path) -> None:
+    board = load_board("pico")
+    for name in ("node", "arm-none-eabi-gcc"):
+        (environment / "bin" / name).touch(mode=0o755)
+    assert [tool.program for tool in missing_tools(board)] == ["rp2040js"]
+    assert steps_to_install(missing_tools(board)).endswith(" -m edgekiln.firmware.rp2040js")
+    add_npm(environment, rp2040js.wanted_version())
+    rp2040js.install()
+    assert missing_tools(board) == ()
+    (environment / "bin" / "node").unlink()
+    assert steps_to_install(missing_tools(board)) == "nodejs npm"
