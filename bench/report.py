@@ -440,8 +440,13 @@ def tabulate_runtimes(results: Results) -> tuple[tuple[str, ...], tuple[tuple[st
     """Returns the runtimes as a table for a terminal: the names of its columns, and its rows."""
     took = "time, emulated" if results.emulated else "time"
     columns = ("runtime", "model", "accuracy", took, "memory", "on disk")
+    names = list(dict.fromkeys((run.name, run.format) for run in results.runtimes))
+    ordered = sorted(  # float above int8
+        results.runtimes,
+        key=lambda run: (names.index((run.name, run.format)), run.model != "float"),
+    )
     rows = []
-    for run in results.runtimes:
+    for run in ordered:
         cell = _runtime_cell(run)
         row = (cell.accuracy, cell.time, cell.memory, cell.disk)
         rows.append((run.name, run.model, *(row if run.error is None else ("failed", *"–––"))))

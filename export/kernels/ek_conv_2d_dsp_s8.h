@@ -4,7 +4,7 @@
  * input        int8 [input_height, input_width, input_channels]
  * filter       two channels to a half or, with weight_bits 4, to a byte, see ek_matmul_dsp.h; a
  *              window of filter_height * filter_width * input_channels inputs, with zeros up to depth
- * bias         int32 [channels], less input_zero_point * sum(filter) of the channel
+ * twice_bias   int32 [channels], twice: the bias less input_zero_point * sum(filter)
  * right_shift  int8 [channels], in [1, 22]
  * output       int8 [output_height, output_width, channels]
  * scratch_1    two widened windows: 4 * depth bytes
@@ -39,7 +39,7 @@ typedef struct {
     int32_t activation_max;
     int32_t weight_bits;
     const uint32_t *filter;
-    const int32_t *bias;
+    const int32_t *twice_bias;
     const int32_t *multiplier;
     const int8_t *right_shift;
 } ek_conv_2d_dsp_s8_params;
@@ -119,11 +119,11 @@ static EK_INLINE void ek_conv_2d_dsp_s8(const ek_conv_2d_dsp_s8_params *p, const
             }
         }
         if (p->weight_bits == 4) {
-            ek_matmul_dsp_write_s4(scratch_1, p->depth, p->channels, p->filter, p->bias, p->multiplier,
+            ek_matmul_dsp_write_s4(scratch_1, p->depth, p->channels, p->filter, p->twice_bias, p->multiplier,
                                    p->right_shift, p->output_zero_point, p->activation_min,
                                    p->activation_max, output, second);
         } else {
-            ek_matmul_dsp_write(scratch_1, p->depth, p->channels, p->filter, p->bias, p->multiplier,
+            ek_matmul_dsp_write(scratch_1, p->depth, p->channels, p->filter, p->twice_bias, p->multiplier,
                                 p->right_shift, p->output_zero_point, p->activation_min,
                                 p->activation_max, output, second);
         }

@@ -124,12 +124,12 @@ static EK_INLINE int32_t ek_high_mul(int32_t a, int32_t b)
 #endif
 }
 
-/* As ek_requantize_s8 where |acc| < 2^30 and the shift is -right with right in [1, 22]:
- * the halves away from zero and the zero point go into one shift. */
-static EK_INLINE int8_t ek_requantize_dsp(int32_t acc, int32_t multiplier, int32_t right,
-                                          int32_t zero_point, int32_t low, int32_t high)
+/* As ek_requantize_s8 of half of `twice`, which is even, where the shift is -right with right in
+ * [1, 22]: the halves away from zero and the zero point go into one shift. */
+static EK_INLINE int8_t ek_requantize_twice_dsp(int32_t twice, int32_t multiplier, int32_t right,
+                                                int32_t zero_point, int32_t low, int32_t high)
 {
-    const int32_t scaled = ek_high_mul(acc * 2, multiplier);
+    const int32_t scaled = ek_high_mul(twice, multiplier);
     const int32_t offset = ek_shift_left(2 * zero_point + 1, right - 1);
     const int32_t value = (scaled + (scaled >> 31) + offset) >> right;
 #if EK_HAS_DSP
@@ -140,6 +140,13 @@ static EK_INLINE int8_t ek_requantize_dsp(int32_t acc, int32_t multiplier, int32
     }
 #endif
     return ek_clamp_s8(value, low, high);
+}
+
+/* The same of acc, where |acc| < 2^30. */
+static EK_INLINE int8_t ek_requantize_dsp(int32_t acc, int32_t multiplier, int32_t right,
+                                          int32_t zero_point, int32_t low, int32_t high)
+{
+    return ek_requantize_twice_dsp(acc * 2, multiplier, right, zero_point, low, high);
 }
 
 #endif

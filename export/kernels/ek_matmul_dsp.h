@@ -31,7 +31,7 @@
     "smlad %[l1], r8, r10, %[l1]\n\t"
 #endif
 
-/* Sums of one channel pair with two rows. */
+/* Sums of one channel pair with two rows, times two: that saves a shift each. */
 typedef struct {
     int32_t row_0_channel_0;
     int32_t row_0_channel_1;
@@ -39,9 +39,11 @@ typedef struct {
     int32_t row_1_channel_1;
 } ek_matmul_sums;
 
-static EK_INLINE ek_matmul_sums ek_matmul_dsp(const uint32_t *rows, const uint32_t *weights,
+/* Advances *filter behind the weights of the pair. */
+static EK_INLINE ek_matmul_sums ek_matmul_dsp(const uint32_t *rows, const uint32_t **filter,
                                               int32_t depth)
 {
+    const uint32_t *weights = *filter;
     int32_t both_0 = 0;
     int32_t both_1 = 0;
     int32_t low_0 = 0;
@@ -72,10 +74,11 @@ static EK_INLINE ek_matmul_sums ek_matmul_dsp(const uint32_t *rows, const uint32
         weights += 2;
     }
 #endif
-    sums.row_0_channel_0 = low_0;
-    sums.row_0_channel_1 = (both_0 - low_0) >> 8;
-    sums.row_1_channel_0 = low_1;
-    sums.row_1_channel_1 = (both_1 - low_1) >> 8;
+    *filter = weights;
+    sums.row_0_channel_0 = 2 * low_0;
+    sums.row_0_channel_1 = (both_0 - low_0) >> 7; /* a multiple of 256 */
+    sums.row_1_channel_0 = 2 * low_1;
+    sums.row_1_channel_1 = (both_1 - low_1) >> 7;
     return sums;
 }
 
@@ -118,9 +121,10 @@ static EK_INLINE ek_row_sums ek_sum_rows_dsp(const uint32_t *rows, int32_t depth
 
 /* ek_matmul_dsp with weights of 4 bits: a byte holds 16 * (w1 + 8) + w0 + 8, a word four inputs in
  * their order. The eights are taken off again by the sums of the inputs. */
-static EK_INLINE ek_matmul_sums ek_matmul_dsp_s4(const uint32_t *rows, const uint32_t *weights,
+static EK_INLINE ek_matmul_sums ek_matmul_dsp_s4(const uint32_t *rows, const uint32_t **filter,
                                                  int32_t depth, ek_row_sums inputs)
 {
+    const uint32_t *weights = *filter;
     int32_t both_0 = 0;
     int32_t both_1 = 0;
     int32_t low_0 = 0;
@@ -150,10 +154,11 @@ static EK_INLINE ek_matmul_sums ek_matmul_dsp_s4(const uint32_t *rows, const uin
         weights += 1;
     }
 #endif
-    sums.row_0_channel_0 = low_0 - 8 * inputs.row_0;
-    sums.row_0_channel_1 = ((both_0 - low_0) >> 4) - 8 * inputs.row_0;
-    sums.row_1_channel_0 = low_1 - 8 * inputs.row_1;
-    sums.row_1_channel_1 = ((both_1 - low_1) >> 4) - 8 * inputs.row_1;
+    *filter = weights;
+    sums.row_0_channel_0 = 2 * low_0 - 16 * inputs.row_0;
+    sums.row_0_channel_1 = ((both_0 - low_0) >> 3) - 16 * inputs.row_0; /* a multiple of 16 */
+    sums.row_1_channel_0 = 2 * low_1 - 16 * inputs.row_1;
+    sums.row_1_channel_1 = ((both_1 - low_1) >> 3) - 16 * inputs.row_1;
     return sums;
 }
 
@@ -162,6 +167,33 @@ static EK_INLINE ek_matmul_sums ek_matmul_dsp_s4(const uint32_t *rows, const uin
 static EK_INLINE uint32_t *ek_widen_row(uint32_t *rows, const int8_t *input, int32_t length)
 {
     const int8_t *const end = input + length;
+#if EK_HAS_DSP
+    if (length % 8 != 0) {
+        const uint32_t word = ek_load_word(input);
+        rows[0] = ek_even_bytes(word);
+        rows[1] = ek_odd_bytes(word);
+        rows += 4;
+        input += 4;
+    }
+    if (input != end) {
+        __asm__ volatile(
+                "1:\n\t"
+                "ldr r4, [%[x]], #4\n\t"
+                "ldr r6, [%[x]], #4\n\t"
+                "sxtb16 r5, r4, ror #8\n\t"
+                "sxtb16 r4, r4\n\t"
+                "strd r4, r5, [%[rows]], #16\n\t"
+                "sxtb16 r8, r6, ror #8\n\t"
+                "sxtb16 r6, r6\n\t"
+                "cmp %[x], %[end]\n\t"
+                "strd r6, r8, [%[rows]], #16\n\t"
+                "bne 1b\n\t"
+                : [x] "+r"(input), [rows] "+r"(rows)
+                : [end] "r"(end)
+                : "r4", "r5", "r6", "r8", "cc", "memory");
+    }
+    return rows;
+#endif
     while (input != end) {
         const uint32_t word = ek_load_word(input);
         rows[0] = ek_even_bytes(word);
@@ -183,13 +215,13 @@ static EK_INLINE uint32_t *ek_fill_row(uint32_t *rows, uint32_t value, int32_t l
     return rows;
 }
 
-/* Requantizes and writes one channel of two rows. */
-static EK_INLINE void ek_write_two_dsp(int8_t *y1, int8_t *y0, int32_t acc_1, int32_t acc_0,
-                                       int32_t bias, int32_t multiplier, int32_t right,
+/* Requantizes and writes one channel of two rows; sums and bias come times two. */
+static EK_INLINE void ek_write_two_dsp(int8_t *y1, int8_t *y0, int32_t twice_1, int32_t twice_0,
+                                       int32_t twice_bias, int32_t multiplier, int32_t right,
                                        int32_t zero_point, int32_t low, int32_t high)
 {
-    *y1 = ek_requantize_dsp(acc_1 + bias, multiplier, right, zero_point, low, high);
-    *y0 = ek_requantize_dsp(acc_0 + bias, multiplier, right, zero_point, low, high);
+    *y1 = ek_requantize_twice_dsp(twice_1 + twice_bias, multiplier, right, zero_point, low, high);
+    *y0 = ek_requantize_twice_dsp(twice_0 + twice_bias, multiplier, right, zero_point, low, high);
 }
 
 /* Multiplies two widened rows with all channels and writes their outputs; the second row's
@@ -197,7 +229,7 @@ static EK_INLINE void ek_write_two_dsp(int8_t *y1, int8_t *y0, int32_t acc_1, in
  * depth / 2 words for each pair of channels. */
 static EK_INLINE void ek_matmul_dsp_rows(int32_t weight_bits, const uint32_t *rows, int32_t depth,
                                          int32_t channels, const uint32_t *filter,
-                                         const int32_t *bias, const int32_t *multiplier,
+                                         const int32_t *twice_bias, const int32_t *multiplier,
                                          const int8_t *right_shift, int32_t zero_point, int32_t low,
                                          int32_t high, int8_t *output, int32_t second)
 {
@@ -206,39 +238,38 @@ static EK_INLINE void ek_matmul_dsp_rows(int32_t weight_bits, const uint32_t *ro
     int8_t *y1 = output + (second ? channels : 0);
     for (int32_t c = 0; c < channels; c += 2) {
         const ek_matmul_sums sums = weight_bits == 4
-                                        ? ek_matmul_dsp_s4(rows, filter, depth, inputs)
-                                        : ek_matmul_dsp(rows, filter, depth);
+                                        ? ek_matmul_dsp_s4(rows, &filter, depth, inputs)
+                                        : ek_matmul_dsp(rows, &filter, depth);
         /* Row 1 first: where there is none, row 0 overwrites what it left. */
-        ek_write_two_dsp(y1 + c, y0 + c, sums.row_1_channel_0, sums.row_0_channel_0, bias[c],
+        ek_write_two_dsp(y1 + c, y0 + c, sums.row_1_channel_0, sums.row_0_channel_0, twice_bias[c],
                          multiplier[c], right_shift[c], zero_point, low, high);
-        if (c + 1 < channels) {
+        if (c != channels - 1) {
             ek_write_two_dsp(y1 + c + 1, y0 + c + 1, sums.row_1_channel_1, sums.row_0_channel_1,
-                             bias[c + 1], multiplier[c + 1], right_shift[c + 1], zero_point, low,
-                             high);
+                             twice_bias[c + 1], multiplier[c + 1], right_shift[c + 1], zero_point,
+                             low, high);
         }
-        filter += depth * weight_bits / 16;
     }
 }
 
 static EK_NOINLINE void ek_matmul_dsp_write(const uint32_t *rows, int32_t depth, int32_t channels,
-                                            const uint32_t *filter, const int32_t *bias,
+                                            const uint32_t *filter, const int32_t *twice_bias,
                                             const int32_t *multiplier, const int8_t *right_shift,
                                             int32_t zero_point, int32_t low, int32_t high,
                                             int8_t *output, int32_t second)
 {
-    ek_matmul_dsp_rows(8, rows, depth, channels, filter, bias, multiplier, right_shift, zero_point,
+    ek_matmul_dsp_rows(8, rows, depth, channels, filter, twice_bias, multiplier, right_shift, zero_point,
                        low, high, output, second);
 }
 
 /* The same with weights of 4 bits: depth / 4 words for each pair of channels. */
 static EK_NOINLINE void ek_matmul_dsp_write_s4(const uint32_t *rows, int32_t depth,
                                                int32_t channels, const uint32_t *filter,
-                                               const int32_t *bias, const int32_t *multiplier,
+                                               const int32_t *twice_bias, const int32_t *multiplier,
                                                const int8_t *right_shift, int32_t zero_point,
                                                int32_t low, int32_t high, int8_t *output,
                                                int32_t second)
 {
-    ek_matmul_dsp_rows(4, rows, depth, channels, filter, bias, multiplier, right_shift, zero_point,
+    ek_matmul_dsp_rows(4, rows, depth, channels, filter, twice_bias, multiplier, right_shift, zero_point,
                        low, high, output, second);
 }
 

@@ -3,7 +3,7 @@
  *
  * input        int8 [rows, depth], depth a multiple of 4
  * filter       two channels to a half or, with weight_bits 4, to a byte, see ek_matmul_dsp.h
- * bias         int32 [channels], less input_zero_point * sum(filter) of the channel
+ * twice_bias   int32 [channels], twice: the bias less input_zero_point * sum(filter)
  * right_shift  int8 [channels], in [1, 22]
  * output       int8 [rows, channels]
  * scratch      two widened rows: 4 * depth bytes
@@ -26,7 +26,7 @@ typedef struct {
     int32_t activation_max;
     int32_t weight_bits;
     const uint32_t *filter;
-    const int32_t *bias;
+    const int32_t *twice_bias;
     const int32_t *multiplier;
     const int8_t *right_shift;
 } ek_matrix_dsp_s8_params;
@@ -42,11 +42,11 @@ static EK_INLINE void ek_matrix_dsp_s8(const ek_matrix_dsp_s8_params *p, const i
         (void)ek_widen_row(scratch, x, p->depth);
         (void)ek_widen_row(scratch + 2, x + second * p->depth, p->depth);
         if (p->weight_bits == 4) {
-            ek_matmul_dsp_write_s4(scratch, p->depth, p->channels, p->filter, p->bias, p->multiplier,
+            ek_matmul_dsp_write_s4(scratch, p->depth, p->channels, p->filter, p->twice_bias, p->multiplier,
                                    p->right_shift, p->output_zero_point, p->activation_min,
                                    p->activation_max, output + row * p->channels, second);
         } else {
-            ek_matmul_dsp_write(scratch, p->depth, p->channels, p->filter, p->bias, p->multiplier,
+            ek_matmul_dsp_write(scratch, p->depth, p->channels, p->filter, p->twice_bias, p->multiplier,
                                 p->right_shift, p->output_zero_point, p->activation_min,
                                 p->activation_max, output + row * p->channels, second);
         }

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekiln.export.fixed_point import INT32_MAX, multiply_by_quantized_multiplier
+from edgekiln.export.fixed_point import INT32_MAX, Multiplier, multiply_by_quantized_multiplier
 from edgekiln.export.ir import DType, Graph
 from edgekiln.export.ops.activation import Activation, activation_range
+from edgekiln.export.ops.add import Add, has_one_size
 from edgekiln.export.ops.base import (
     Array,
     Kernel,
@@ -24,6 +25,7 @@ from edgekiln.export.ops.base import (
     Scratch,
     as_int64,
 )
+from edgekiln.export.ops.broadcasting import overlap_elementwise
 from edgekiln.export.ops.conv_2d import Conv2D, is_pointwise
 from edgekiln.export.ops.convolution import (
     Requantization,
@@ -222,6 +224,12 @@ def _tables(op: Op, graph: Graph) -> dict[str, Array]:
     return channels.tables(pack(channels.matrix))
 
 
+def _matmul_tables(op: Op, graph: Graph) -> dict[str, Array]:
+    """Returns the tables of the kernels that use ``ek_matmul_dsp_write``."""
+    tables = _tables(op, graph)
+    return {"filter": tables["filter"], "twice_bias": 2 * tables.pop("bias"), **tables}
+
+
 def _weight_bits(op: Op, graph: Graph) -> int:
     return 4 if _is_int4(op, graph) else 8
 
@@ -310,7 +318,7 @@ def _lower_matrix(op: Op, graph: Graph) -> tuple[KernelCall, ...]:
         "ek_matrix_dsp_s8",
         "ek_matrix_dsp_s8.h",
         scalars,
-        _tables(op, graph),
+        _matmul_tables(op, graph),
         (op.inputs[0],),
         op.outputs[0],
         scratch=(_widened_pair(depth),),
@@ -386,7 +394,7 @@ def _lower_window(op: Conv2D, graph: Graph) -> tuple[KernelCall, ...]:
         "ek_conv_2d_dsp_s8",
         "ek_conv_2d_dsp_s8.h",
         scalars,
-        _tables(op, graph),
+        _matmul_tables(op, graph),
         (x.index,),
         y.index,
         scratch=(_widened_pair(depth), Scratch(DType.INT8, depth if by_bytes else 1)),
@@ -462,6 +470,49 @@ def _cost_depthwise(op: DepthwiseConv2D, graph: Graph) -> float:
     return 3.5 * op.macs(graph) + 25.0 * op.output(graph).elements
 
 
+# ---- ADD ----
+
+
+def _accepts_add(op: Add, graph: Graph) -> bool:
+    if not has_one_size(op, graph):
+        return False
+    _, smaller, output = _ordered_multipliers(op, graph)
+    return -smaller.shift in range(23) and -output.shift in _RIGHT_SHIFTS
+
+
+def _ordered_multipliers(op: Add, graph: Graph) -> tuple[Multiplier, Multiplier, Multiplier]:
+    """Returns the scales of the larger input (always one half), of the other, and of the output."""
+    first, second, output = op.multipliers(graph)
+    if op.input(graph, 0).q.scale >= op.input(graph, 1).q.scale:
+        return first, second, output
+    return second, first, output
+
+
+def _lower_add(op: Add, graph: Graph) -> tuple[KernelCall, ...]:
+    larger, smaller = op.inputs
+    if op.input(graph, 0).q.scale < op.input(graph, 1).q.scale:
+        larger, smaller = smaller, larger
+    _, scale, output = _ordered_multipliers(op, graph)
+    y = op.output(graph)
+    scalars = {
+        "length": y.elements,
+        "larger_offset": -graph.tensor(larger).q.zero_point << 19,
+        "smaller_offset": -graph.tensor(smaller).q.zero_point << 21,
+        "smaller_multiplier": scale.multiplier,
+        "smaller_right": -scale.shift,
+        "output_multiplier": output.multiplier,
+        "output_right": -output.shift,
+        **output_scalars_of(op, graph),
+    }
+    kernel = "ek_add_dsp_s8"
+    return (KernelCall(kernel, f"{kernel}.h", scalars, {}, (larger, smaller), op.outputs[0]),)
+
+
+def _cost_add(op: Add, graph: Graph) -> float:
+    return 20.0 * op.output(graph).elements
+
+
+ADD = (Kernel("add_dsp_s8", _lower_add, _cost_add, _DSP, _accepts_add, overlap_elementwise),)
 FULLY_CONNECTED = (
     Kernel("vector_dsp_s8", _lower_vector, _cost_vector, _DSP, _accepts_vector),
     Kernel("vector_quad_dsp_s8", _lower_quad_vector, _cost_quad_vector, _DSP, _accepts_quad_vector),

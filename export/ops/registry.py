@@ -164,7 +164,7 @@ for _family in (cortex_m0plus, cortex_m4, neon):
     Conv2D.kernels += _family.CONV_2D
     DepthwiseConv2D.kernels += _family.DEPTHWISE_CONV_2D
     FullyConnected.kernels += _family.FULLY_CONNECTED
-Add.kernels += neon.ADD
+Add.kernels += cortex_m4.ADD + neon.ADD
 AveragePool2D.kernels += neon.AVERAGE_POOL_2D
 MaxPool2D.kernels += neon.MAX_POOL_2D
 Mean.kernels += neon.SUM

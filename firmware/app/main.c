@@ -634,7 +634,7 @@ static void db_load(void)
 static int can_store(void)
 {
     if (app.loaded_bytes == app.load_bytes) {
-        put_error("Command 'db load' must come first");
+        put_error("db load comes first");
         return 0;
     }
     return 1;
@@ -664,7 +664,7 @@ static void db_store(char first)
         if (high > 15u || low > 15u) {
             app.load_bytes = 0;
             app.loaded_bytes = 0;
-            put_error("Invalid hex digits");
+            put_error("Not hex");
             return;
         }
         if (store((uint8_t)((high * 16u + low) ^ EK_APP_DB_XOR))) {
@@ -713,7 +713,7 @@ static void do_db(void)
         }
     }
     if (first == '%') {
-        put_error("Command 'db' requires a subcommand");
+        put_error("db what?");
         return;
     }
     db_store(first);
@@ -724,7 +724,7 @@ static void do_infer(void)
     uint32_t count = read_number(1u);
     uint32_t warmups = read_number(10u); /* the default of MLPerf Tiny's reference code */
     if (count == 0u) {
-        put_error("Inference iterations must be >0");
+        put_error("No inferences");
         return;
     }
     if (!has_input()) {

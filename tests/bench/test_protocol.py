@@ -132,7 +132,7 @@ class Double:
 
     def _store(self, rest: bytes) -> list[str]:
         if not self.size or len(self.input) == self.size:
-            return ["e-[Command 'db load' must come first]"]
+            return ["e-[db load comes first]"]
         plain = re.sub(rb"}(.)", lambda m: bytes([m[1][0] ^ 0x20]), rest, flags=re.DOTALL)
         self.input = (self.input + plain)[: self.size]
         return ["m-load-done"] if len(self.input) == self.size else []

@@ -377,10 +377,13 @@ def test_runtimes_stand_float_beside_int8(results: Results) -> None:
 
 
 def test_runtimes_as_a_table(results: Results) -> None:
-    columns, rows = tabulate_runtimes(on_linux(results, emulated=False))
+    linux = on_linux(results, emulated=False)
+    columns, rows = tabulate_runtimes(linux)
+    own, floating, *rest = linux.runtimes
+    mixed = dataclasses.replace(linux, runtimes=(own, *rest, floating))
+    assert tabulate_runtimes(mixed) == (columns, rows)
     assert columns[3] == "time" and {len(row) for row in rows} == {len(columns)}
-    own = ("generated C", "int8", "80.00 %", "1,234 µs", "708 KiB", "585.9 KiB")
-    assert rows[0] == own
+    assert rows[0] == ("generated C", "int8", "80.00 %", "1,234 µs", "708 KiB", "585.9 KiB")
     assert rows[1][:3] == ("LiteRT (XNNPACK)", "float", "85.00 %")
     assert rows[3] == ("ONNX Runtime", "int8", "failed", *"–––")
     assert tabulate_runtimes(on_linux(results, emulated=True))[0][3] == "time, emulated"
