@@ -270,7 +270,8 @@ class Avrdude(Runner):
         *_PORT_SYMPTOMS[:3],
         Symptom(
             r"not in sync|not responding|getsync\(\)|timeout communicating|recv\(\) error"
-            r"|unable to (synchronise|sign on)",
+            r"|unable to (synchronise|sign on)|protocol expects (sync|OK) byte"
+            r"|initialization failed",
             Trouble.NO_ANSWER,
         ),
         *_PORT_SYMPTOMS[3:],

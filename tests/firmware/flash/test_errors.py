@@ -145,6 +145,7 @@ WORDS = {
         "avrdude stk500_getsync() warning: attempt 1 of 10: not in sync: resp=0x00": (
             Trouble.NO_ANSWER
         ),
+        "avrdude error: protocol expects sync byte 0x14 but got 0x10": Trouble.NO_ANSWER,
         "avrdude stk500v2_getsync() error: timeout communicating with programmer": (
             Trouble.NO_ANSWER
         ),
