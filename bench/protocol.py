@@ -344,7 +344,7 @@ class Device:
             answer = _read_output(self._command("run", first_s=self._run_limit_s))
             # One that has been timed shows when to give up on those that follow.
             took_s = time.monotonic() - begin
-            self._run_limit_s = min(self._infer_timeout_s, max(4 * took_s, self._timeout_s))
+            self._run_limit_s = min(self._infer_timeout_s, max(10 * took_s, 2 * self._timeout_s))
         except _RefusedError:
             raise
         except _LineError as error:

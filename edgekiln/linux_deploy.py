@@ -448,7 +448,8 @@ def _deploy_one(
         _serve(session, release.name, linux, options)
         place = _place(session, linux, release.name, deployed, choice, environment, why)
         try:
-            path = _measure(session, shared, program, place, results)
+            cases = _cases(shared.work) if options.runtimes else ()
+            path = _measure(session, shared, program, place, cases, results)
         except CheckFailedError as error:
             went_back = _go_back(session, release, deployed, linux)
             raise CheckFailedError(f"{error}{went_back}") from None
@@ -540,7 +541,12 @@ def _place(
 
 
 def _measure(
-    session: _Session, shared: _Shared, program: Program, place: Place, results: str
+    session: _Session,
+    shared: _Shared,
+    program: Program,
+    place: Place,
+    cases: tuple[Case, ...],
+    results: str,
 ) -> Path:
     """Measures a release, unless that has been done, and writes results.json and the report."""
     from edgekiln.bench.linux_results import measure_linux
@@ -548,7 +554,6 @@ def _measure(
     from edgekiln.files import Stage
 
     work, board = shared.work, shared.board
-    cases = _cases(work)
 
     def make(directory: Path) -> None:
         with shared.alone():

@@ -261,7 +261,7 @@ def measure_member(member: Member, build: Path, device_samples: int | None) -> E
     variant = load_variant(member.recipe, member.variant) if member.variant else None
     with files.new_directory(build / "zoo-report" / member.name) as directory:
         restore_recipe(recipe, directory)
-        quantize_recipe(recipe, directory / MODEL_NAME, directory, variant)
+        quantize_recipe(recipe, directory / MODEL_NAME, directory, variant, run_int8=False)
         return _measure_int8(member, recipe, directory, device_samples)
 
 

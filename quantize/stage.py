@@ -47,6 +47,7 @@ def quantize_recipe(
     variant: Variant | None = None,
     *,
     anew: bool = False,
+    run_int8: bool = True,
 ) -> None:
     """Prunes and quantizes a trained model, and measures what each step cost.
 
@@ -60,6 +61,7 @@ def quantize_recipe(
         directory: Where to write.
         variant: What to do instead of the recipe's own pruning.
         anew: Whether to compress again what is kept with the project.
+        run_int8: Whether to measure the int8 model's accuracy with LiteRT.
 
     Raises:
         BadInputError: The model does not take the recipe's data, or the plan for pruning
@@ -97,9 +99,11 @@ def quantize_recipe(
             "pruned": made.accuracy,
             "int8_host": litert.measure_accuracy(
                 int8, dataset.x_test, dataset.y_test, INT8_NAME, kernels
-            ),
+            )
+            if run_int8
+            else None,
             "float_runtime": f"keras {keras.__version__}",
-            "int8_runtime": litert.runtime_name(kernels),
+            "int8_runtime": litert.runtime_name(kernels) if run_int8 else None,
             "samples": len(dataset.y_test),
         },
         "parameters": model.count_params(),

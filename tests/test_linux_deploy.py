@@ -50,6 +50,7 @@ def test_a_model_is_deployed_measured_and_reported(
     results = read_results(path)
     assert results.all_equal and results.accuracy.device_equals_host_bytes
     assert (results.board, results.emulated) == ("rpi", False)
+    assert [run.name for run in results.runtimes] == ["generated C"], "--no-runtimes"
     assert {"board", "generated C on host"} <= {c.left for c in results.comparisons} | {
         c.right for c in results.comparisons
     }

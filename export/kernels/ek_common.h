@@ -102,9 +102,12 @@ static EK_WIDE int32_t ek_doubling_high_mul(int32_t a, int32_t b)
 #else
     const int64_t product = (int64_t)a * b + ((int32_t)1 << 30);
 #if defined(__AVR__) /* shifts bit by bit: better to pick bytes */
-    uint32_t halves[2];
-    memcpy(halves, &product, sizeof(halves));
-    return (int32_t)((halves[1] << 1) | (halves[0] >> 31));
+    union {
+        int64_t whole;
+        uint32_t halves[2];
+    } parts;
+    parts.whole = product;
+    return (int32_t)((parts.halves[1] << 1) | (parts.halves[0] >> 31));
 #else
     return (int32_t)(product >> 31);
 #endif

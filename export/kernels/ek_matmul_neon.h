@@ -249,10 +249,11 @@ static EK_INLINE void ek_two_rows_plain_neon(const ek_matmul_neon *m, const int8
     } while (0)
 
 #define EK_DOT_WEIGHTS(t)                                                                        \
-    const int8x16_t w_0 = vld1q_s8(w + 64 * (t));                                                \
-    const int8x16_t w_1 = vld1q_s8(w + 64 * (t) + 16);                                           \
-    const int8x16_t w_2 = vld1q_s8(w + 64 * (t) + 32);                                           \
-    const int8x16_t w_3 = vld1q_s8(w + 64 * (t) + 48)
+    const int8x16x4_t w_all = ek_load_64_neon(w + 64 * (t));                                     \
+    const int8x16_t w_0 = w_all.val[0];                                                          \
+    const int8x16_t w_1 = w_all.val[1];                                                          \
+    const int8x16_t w_2 = w_all.val[2];                                                          \
+    const int8x16_t w_3 = w_all.val[3]
 
 #define EK_DOT_TILE_4(t)                                                                         \
     do {                                                                                         \

@@ -20,6 +20,21 @@
 #define EK_ORDER_LOADS() ((void)0)
 #endif
 
+/* Sixty-four bytes by one instruction, where the compiler offers it. */
+static EK_INLINE int8x16x4_t ek_load_64_neon(const int8_t *from)
+{
+#if defined(__arm__) || (defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 10)
+    int8x16x4_t all;
+    all.val[0] = vld1q_s8(from);
+    all.val[1] = vld1q_s8(from + 16);
+    all.val[2] = vld1q_s8(from + 32);
+    all.val[3] = vld1q_s8(from + 48);
+    return all;
+#else
+    return vld1q_s8_x4(from);
+#endif
+}
+
 /* How accumulators become outputs.
  *
  * bias, multiplier, shift  int32, one per channel

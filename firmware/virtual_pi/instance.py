@@ -238,7 +238,8 @@ def _greets(port: int) -> bool:
     # A machine's port is open before there is a server behind it.
     try:
         with socket.create_connection((VirtualPi.host, port), timeout=1.0) as connection:
-            connection.settimeout(2.0)
+            # On a busy machine an emulated sshd takes long; left too early it never greets.
+            connection.settimeout(15.0)
             return connection.recv(4) == b"SSH-"
     except OSError:
         return False

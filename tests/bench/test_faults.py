@@ -36,6 +36,7 @@ def check(report: Report, faults: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # half a minute where little else runs
 def test_ten_thousand_faults(subjects: Sequence[Subject]) -> None:
     report = inject(subjects, 10_000, workers=16, seed=0)
     check(report, 10_000)

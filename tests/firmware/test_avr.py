@@ -77,7 +77,7 @@ def run_digits(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "slug", "samples"),
-    [("mlp", "uno", HELD_OUT), ("mlp", "mega", 40), ("cnn", "mega", 4)],
+    [("mlp", "uno", HELD_OUT), ("mlp", "mega", HELD_OUT), ("cnn", "mega", 4)],
 )
 def test_every_byte_is_that_of_the_host(
     run_digits: Callable[[str, str, int], DeviceRun],

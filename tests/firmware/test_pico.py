@@ -7,12 +7,14 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import serial
 from elftools.elf.elffile import ELFFile
 
 from edgekiln.bench.compiled import CompiledRunner
@@ -358,6 +360,30 @@ def test_a_file_that_the_chip_would_not_boot(
         start_emulator(load_board("pico"), load_image(directory)),
     ):
         pass
+
+
+@pytest.mark.emulator
+def test_a_slow_reader_loses_nothing(emulator: Path, write_toy: WriteToy, tmp_path: Path) -> None:
+    """An answer larger than all buffers between the UART and the reader, left lying for a while."""
+    size = 2500
+    output = {"dtype": "int8", "scale": 0.5, "zero_point": 0, "shape": [1, size]}
+    code = f"void toy_invoke(int8_t *arena) {{ for (int i = 0; i < {size}; ++i) {{ arena[8 + i] = "
+    code += "(int8_t)(i * 7); } }"
+    bundle = write_toy(code, outputs=[{**output, "offset": 8, "bytes": size}], arena_bytes=8 + size)
+    image = build_image(bundle, load_board("pico"), tmp_path / "out")
+    with (
+        start_emulator(load_board("pico"), image) as running,
+        serial.Serial(running.port, timeout=0.2) as port,
+    ):
+        port.write(b"db load 4%db 00000000%infer 1 0%output%")
+        time.sleep(1)
+        said = b""
+        deadline = time.monotonic() + 60
+        while not re.search(rb"m-output.*m-ready", said, re.DOTALL):
+            assert time.monotonic() < deadline
+            said += port.read(100)
+    (data,) = re.findall(rb"data=([0-9a-f]+)", said)
+    assert data == bytes(i * 7 % 256 for i in range(size)).hex().encode()
 
 
 # ---- getting the emulator ----

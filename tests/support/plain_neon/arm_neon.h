@@ -77,6 +77,17 @@ LOAD(vld1_s8, int8x8_t, int8_t)
 LOAD(vld1q_s8, int8x16_t, int8_t)
 LOAD(vld1q_s32, int32x4_t, int32_t)
 
+typedef struct {
+    int8x16_t val[4];
+} int8x16x4_t;
+
+NEON_FUNCTION int8x16x4_t vld1q_s8_x4(const int8_t *from)
+{
+    int8x16x4_t r;
+    memcpy(r.val, from, sizeof(r.val));
+    return r;
+}
+
 #define STORE(name, vector)                                                                      \
     NEON_FUNCTION void name(int8_t *to, vector x)                                                \
     {                                                                                            \
