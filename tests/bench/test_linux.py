@@ -41,7 +41,11 @@ def bench(connection: Connection, tmp_path_factory: pytest.TempPathFactory) -> B
     work = tmp_path_factory.mktemp("linux")
     facts = dataclasses.replace(find_facts(connection, str(work)), cores=2)
     place = Place(facts, str(work), str(work / "release"), NAME, CHOICE, sys.executable)
-    return make_bench(connection, place, work, target="generic", architecture="x86_64")
+    made = make_bench(connection, place, work, target="generic", architecture="x86_64")
+    directory = Path(place.directory)  # what the tests that send nothing find there
+    directory.mkdir()
+    (directory / "codes.bin").write_bytes(linux.pack(made.subject.inputs.tensors))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +136,11 @@ def test_nothing_is_sent_again(bench: Bench, whole: Results) -> None:
     assert after == before
 
 
+def seconds_for(what: str) -> float:
+    """Returns a time that is over at once for what hangs, and long enough for all else."""
+    return 1 if what.startswith("sleep") else 60
+
+
 FAULTS = {
     "kill -SEGV $$": "it crashed (SIGSEGV)",
     "kill -KILL $$": "it crashed (SIGKILL); was the memory full?",
@@ -153,7 +162,9 @@ FAULTS = {
 def test_a_runtime_that_fails_is_a_row(bench: Bench, tmp_path: Path, what: str) -> None:
     case = Case("litert", bench.subject.host_bundle / f"{NAME}.c", is_real=False)
     place = dataclasses.replace(bench.place, python=fake(tmp_path, what))
-    board = linux._Board(bench.connection, place, EFFORT, 1, bench.subject.inputs.tensors)
+    board = linux._Board(
+        bench.connection, place, EFFORT, seconds_for(what), bench.subject.inputs.tensors
+    )
     measured = board.run_case(case)
     assert (measured.error, measured.outputs, measured.latencies) == (FAULTS[what], (), ())
     assert measured.name == "LiteRT (XNNPACK)"
@@ -240,7 +251,9 @@ def test_a_failing_program_is_an_error(
 ) -> None:
     fake(tmp_path, what, PROGRAM_NAME)
     place = dataclasses.replace(bench.place, release=str(tmp_path))
-    board = linux._Board(bench.connection, place, EFFORT, 1, bench.subject.inputs.tensors)
+    board = linux._Board(
+        bench.connection, place, EFFORT, seconds_for(what), bench.subject.inputs.tensors
+    )
     with pytest.raises(BoardError, match=message):
         board.run_program(bench.subject.image.outputs)
 

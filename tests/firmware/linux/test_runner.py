@@ -120,7 +120,7 @@ def test_measuring_ends_when_its_time_is_over(
     write_toy: Callable[..., Path], tmp_path: Path
 ) -> None:
     code = (
-        "void toy_invoke(int8_t *a) { for (volatile int i = 0; i < 100000000; i++) { a[8] = 1; } }"
+        "void toy_invoke(int8_t *a) { for (volatile int i = 0; i < 20000000; i++) { a[8] = 1; } }"
     )
     program = build_program(write_toy(code), "x86_64", tmp_path / "toy-program")
     command = [program.path, "--measure", "1", "1000000", "1"]
