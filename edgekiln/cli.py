@@ -799,13 +799,14 @@ def models(as_json: bool) -> None:
 @click.option(
     "--device-samples",
     type=click.IntRange(1),
-    help="Most held-out samples to run on the board, for each model.  [default: 2000, and more"
-    " where 10^10 multiply-accumulate steps allow]",
+    default=2000,
+    show_default=True,
+    help="Most held-out samples to run on the board, for each model.",
 )
 @build_option
 @json_option
 def zoo(
-    recipes: tuple[str, ...], anew: bool, device_samples: int | None, build_dir: Path, as_json: bool
+    recipes: tuple[str, ...], anew: bool, device_samples: int, build_dir: Path, as_json: bool
 ) -> None:
     """Measure the project's own models and their compressed variants on a board.
 

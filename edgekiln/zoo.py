@@ -28,8 +28,6 @@ BOARD = "mps2-an386"
 RECIPES = ("mnist_mlp_100", "mnist_mlp_512", "lenet5", "mnist_cnn", "ds_cnn", "resnet8")
 
 
-_LEAST_SAMPLES = 2000
-_MOST_MACS = 10_000_000_000  # half a minute or a minute in the emulator
 _FAST = ("-O3", "-march=native")
 
 
@@ -186,15 +184,14 @@ def _signed(history: dict[str, Any], recipe: str) -> dict[str, Any]:
 
 
 def measure_zoo(
-    recipes: Sequence[str], build: Path, device_samples: int | None = None, jobs: int = 0
+    recipes: Sequence[str], build: Path, device_samples: int, jobs: int = 0
 ) -> dict[str, Any]:
     """Takes the models, as they are kept, to the board and measures them.
 
     Args:
         recipes: Names; none means all.
         build: The root of the build tree; ``zoo.json`` is written there.
-        device_samples: Most held-out samples to run on the board, for each model; by default
-            2,000, and more of a model that is done with them sooner than others.
+        device_samples: Most held-out samples to run on the board, for each model.
         jobs: Models that are measured at the same time; 0 means one a processor.
 
     Returns:
@@ -228,7 +225,7 @@ def _add_variant(recipe: dict[str, Any], member: Member, entry: dict[str, Any]) 
 
 
 def _measure_all(
-    wanted: Sequence[Member], build: Path, device_samples: int | None, jobs: int
+    wanted: Sequence[Member], build: Path, device_samples: int, jobs: int
 ) -> Iterator[tuple[Member, Entry]]:
     """Measures in processes of their own, as TensorFlow leaves memory behind."""
     with (
@@ -250,7 +247,7 @@ def _measure_all(
             raise
 
 
-def measure_member(member: Member, build: Path, device_samples: int | None) -> Entry:
+def measure_member(member: Member, build: Path, device_samples: int) -> Entry:
     """Quantizes, compiles and runs one model of the zoo. Raises as `measure_zoo`."""
     from edgekiln.quantize.stage import quantize_recipe
     from edgekiln.quantize.variants import load_variant
@@ -265,9 +262,7 @@ def measure_member(member: Member, build: Path, device_samples: int | None) -> E
         return _measure_int8(member, recipe, directory, device_samples)
 
 
-def _measure_int8(
-    member: Member, recipe: Recipe, directory: Path, device_samples: int | None
-) -> Entry:
+def _measure_int8(member: Member, recipe: Recipe, directory: Path, device_samples: int) -> Entry:
     from edgekiln.bench.compiled import CompiledRunner
     from edgekiln.bench.device import run_on_board
     from edgekiln.export.compiler import compile_model, write_bundle
@@ -290,8 +285,7 @@ def _measure_int8(
     (host,) = CompiledRunner(directory / "host", flags=_FAST).run((codes,))
     with np.load(directory / "predictions.npz", allow_pickle=False) as predictions:
         predicted = predictions["float"]
-    affordable = max(_LEAST_SAMPLES, _MOST_MACS // image.macs)
-    chosen = spread_evenly(len(codes), device_samples or affordable)
+    chosen = spread_evenly(len(codes), device_samples)
     device = run_on_board(image, board, codes[chosen], progress=False)
     wrong = int((device.outputs[0] != host[chosen]).sum())
     if wrong:
