@@ -37,7 +37,7 @@ KEPT = [
 def page_rows(text: str) -> dict[str, list[str]]:
     """Returns the rows of a page's table, by the first cell."""
     rows = [line.strip("| \n").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    return {row[0]: row for row in rows[1:]}
+    return {row[0]: row for row in rows[2:]}  # without headings and the line below
 
 
 def test_members() -> None:
