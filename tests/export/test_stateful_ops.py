@@ -216,7 +216,7 @@ def test_a_variable_starts_at_its_zero_point(kind: str) -> None:
 def test_call_once_gives_a_variable_its_first_value(kind: str, optimize: str) -> None:
     initial = (10 * np.arange(8) - 30).astype(kind.lower())
     compiled = check_stream(variable_model(initial=initial, kind=kind), optimize=optimize)
-    assert "memcpy(state->" in compiled.files["m.c"]
+    assert "ek_copy_table(state->" in compiled.files["m.c"]
 
 
 def test_variables_that_cannot_be_resolved() -> None:

@@ -130,7 +130,8 @@ def test_bytes_equal_the_definition_and_counts_repeat(
         assert len(count.per_node) == len(image.nodes)
         assert 0 < count.overhead < 30
         for node, instructions in zip(image.nodes, count.per_node, strict=True):
-            assert instructions >= node.macs
+            # The densest kernel has two channels in one lane: four products to a SMLAD.
+            assert instructions > node.macs / 4
             assert (instructions == 0) == (node.op == "RESHAPE")
 
 
