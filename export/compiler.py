@@ -120,7 +120,7 @@ def plan_model(
     graph = run_passes(read_tflite(data, where or name))
     outside = (*graph.inputs, *graph.outputs) if io == "separate" else ()
     root = alias_roots(graph, outside)
-    nodes, plan = _lower_and_plan(graph, chosen, root, outside, least_ram=optimize == "ram")
+    nodes, plan = _lower_and_plan(graph, chosen, root, outside, optimize)
     return Program(
         name=name,
         graph=graph,
@@ -140,18 +140,18 @@ def _lower_and_plan(
     target: Target,
     root: Mapping[int, int],
     outside: Sequence[int],
-    least_ram: bool,
+    optimize: str,
 ) -> tuple[tuple[Node, ...], MemoryPlan]:
     """Selects kernels and plans memory.
 
     For the least RAM the node that decides the arena's size takes the kernel that needs the
     least memory, whatever it costs, as long as that makes the arena smaller.
     """
-    nodes = lower_graph(graph, target, root)
+    nodes = lower_graph(graph, target, root, optimize)
     plan = plan_memory(graph, root, nodes, outside)
     frugal = {plan.peak}
-    while least_ram:
-        other_nodes = lower_graph(graph, target, root, frugal)
+    while optimize == "ram":
+        other_nodes = lower_graph(graph, target, root, optimize, frugal)
         other = plan_memory(graph, root, other_nodes, outside)
         if other.arena_bytes < plan.arena_bytes:
             nodes, plan = other_nodes, other

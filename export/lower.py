@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 
@@ -33,13 +34,24 @@ class Node:
         return tuple(scratch for call in self.calls for scratch in call.scratch)
 
 
-def select_kernel(op: Op, graph: Graph, target: Target, frugal: bool = False) -> Kernel:
-    """Returns the kernel with the lowest estimated cost among those the target can run.
+_WEIGHT_OF_CONSTANTS = {"time": 0.0, "balanced": 1.0, "ram": 1.0, "flash": 8.0}
+"""What a percent less of constants is worth, by goal, in percents of instructions."""
+
+
+def select_kernel(
+    op: Op, graph: Graph, target: Target, optimize: str = "balanced", frugal: bool = False
+) -> Kernel:
+    """Returns the best kernel among those the target can run.
+
+    That is the one with the lowest product of its estimated instructions and a power of its
+    constants' bytes. Most of an operator's kernels have the same constants, so that the
+    instructions decide; those for pruned weights have fewer.
 
     Args:
         op: The operator.
         graph: Its graph.
         target: The processor.
+        optimize: The goal, one of `edgekiln.export.compiler.OPTIMIZE`.
         frugal: Prefer the kernel that takes the least memory beside the tensors.
 
     Raises:
@@ -50,9 +62,15 @@ def select_kernel(op: Op, graph: Graph, target: Target, frugal: bool = False) ->
         raise UnsupportedOpError(
             "no kernel for this target", where=op.where(graph), got=target.name
         )
+    weight = _WEIGHT_OF_CONSTANTS[optimize]
+
+    def price(kernel: Kernel) -> float:
+        constants = max(kernel.constants(op, graph), 1.0) if weight else 1.0
+        return math.log(max(kernel.cost(op, graph), 1.0)) + weight * math.log(constants)
+
     if frugal:
-        return min(usable, key=lambda k: (_extra_bytes(k, op, graph), k.cost(op, graph)))
-    return min(usable, key=lambda kernel: kernel.cost(op, graph))
+        return min(usable, key=lambda k: (_extra_bytes(k, op, graph), price(k)))
+    return min(usable, key=price)
 
 
 def _extra_bytes(kernel: Kernel, op: Op, graph: Graph) -> int:
@@ -66,7 +84,11 @@ def _extra_bytes(kernel: Kernel, op: Op, graph: Graph) -> int:
 
 
 def lower_graph(
-    graph: Graph, target: Target, root: Mapping[int, int], frugal: Container[int] = ()
+    graph: Graph,
+    target: Target,
+    root: Mapping[int, int],
+    optimize: str = "balanced",
+    frugal: Container[int] = (),
 ) -> tuple[Node, ...]:
     """Lowers all nodes.
 
@@ -74,24 +96,32 @@ def lower_graph(
         graph: A verified graph.
         target: The processor to select kernels for.
         root: For each activation the tensor whose memory it shares.
+        optimize: The goal.
         frugal: Positions of the operators whose kernels are to save memory rather than time.
 
     Raises:
         UnsupportedOpError: An operator has no kernel for the target, or is too much for it.
     """
     return tuple(
-        _lower_op(op, graph, target, root, position in frugal)
+        _lower_op(op, graph, target, root, optimize, position in frugal)
         for position, op in enumerate(graph.ops)
     )
 
 
-def _lower_op(op: Op, graph: Graph, target: Target, root: Mapping[int, int], frugal: bool) -> Node:
+def _lower_op(
+    op: Op,
+    graph: Graph,
+    target: Target,
+    root: Mapping[int, int],
+    optimize: str,
+    frugal: bool,
+) -> Node:
     if op.aliases_input:
         source, result = op.inputs[0], op.outputs[0]
         if root.get(source) == root[result]:
             return Node(op, "", (), {})
         return Node(op, "copy_rows", (copy_call(graph, source, result),), {})
-    kernel = select_kernel(op, graph, target, frugal)
+    kernel = select_kernel(op, graph, target, optimize, frugal)
     calls = kernel.lower(op, graph)
     _check_limits(op, graph, target, kernel, calls)
     overlap: dict[int, Overlap] = {}
@@ -113,7 +143,9 @@ def _check_limits(
             hint="quantize the model to int8 first (edgekiln quantize)",
         )
     sizes = [array.nbytes for call in calls for array in call.arrays.values()]
-    largest = max([*sizes, *(tensor.bytes for tensor in tensors)], default=0)
+    read = {t for call in calls for t in call.inputs}
+    sizes += [t.bytes for t in tensors if not t.is_constant or t.index in read]
+    largest = max(sizes, default=0)
     if target.max_object_bytes is not None and largest > target.max_object_bytes:
         op.unsupported(
             graph,

@@ -15,6 +15,7 @@
 #ifndef EK_CONV_2D_M0_S8_H
 #define EK_CONV_2D_M0_S8_H
 
+#include "ek_gather_s8.h"
 #include "ek_matmul_m0.h"
 
 typedef struct {
@@ -39,41 +40,6 @@ typedef struct {
     const int32_t *scales;
 } ek_conv_2d_m0_s8_params;
 
-static EK_INLINE int8_t *ek_copy_bytes_m0(int8_t *to, const int8_t *from, int32_t length)
-{
-    memcpy(to, from, (size_t)length);
-    return to + length;
-}
-
-static EK_INLINE int8_t *ek_fill_bytes_m0(int8_t *to, int32_t value, int32_t length)
-{
-    memset(to, value, (size_t)length);
-    return to + length;
-}
-
-static EK_INLINE void ek_gather_m0(const ek_conv_2d_m0_s8_params *p, const int8_t *input,
-                                   int32_t in_y, int32_t in_x, int8_t *window)
-{
-    const int32_t channels = p->input_channels;
-    const int32_t row = p->filter_width * channels;
-    const int32_t first_x = ek_min_s32(ek_max_s32(0, -in_x), p->filter_width);
-    const int32_t last_x = ek_max_s32(ek_min_s32(p->filter_width, p->input_width - in_x), first_x);
-    for (int32_t tap_y = 0; tap_y < p->filter_height; ++tap_y) {
-        const int32_t y = in_y + tap_y * p->dilation_height;
-        const int8_t *x = input + (y * p->input_width + in_x + first_x) * channels;
-        if (y < 0 || y >= p->input_height) {
-            window = ek_fill_bytes_m0(window, p->input_zero_point, row);
-        } else if (last_x - first_x == p->filter_width) {
-            window = ek_copy_bytes_m0(window, x, row);
-        } else {
-            window = ek_fill_bytes_m0(window, p->input_zero_point, first_x * channels);
-            window = ek_copy_bytes_m0(window, x, (last_x - first_x) * channels);
-            window = ek_fill_bytes_m0(window, p->input_zero_point,
-                                      (p->filter_width - last_x) * channels);
-        }
-    }
-}
-
 static EK_INLINE void ek_conv_2d_m0_s8(const ek_conv_2d_m0_s8_params *p, const int8_t *input,
                                        int8_t *output, int8_t *scratch)
 {
@@ -81,10 +47,13 @@ static EK_INLINE void ek_conv_2d_m0_s8(const ek_conv_2d_m0_s8_params *p, const i
         p->filter_height * p->filter_width * p->input_channels, p->channels, p->filter,
         (const ek_scale_m0 *)p->scales,
         ek_make_range_m0(p->output_zero_point, p->activation_min, p->activation_max)};
+    const ek_gather_s8 gather = {p->input_height,     p->input_width,   p->input_channels,
+                                 p->input_zero_point, p->filter_height, p->filter_width,
+                                 p->dilation_height};
     for (int32_t out_y = 0; out_y < p->output_height; ++out_y) {
         for (int32_t out_x = 0; out_x < p->output_width; ++out_x) {
-            ek_gather_m0(p, input, out_y * p->stride_height - p->pad_top,
-                         out_x * p->stride_width - p->pad_left, scratch);
+            ek_gather_window_s8(&gather, input, out_y * p->stride_height - p->pad_top,
+                                out_x * p->stride_width - p->pad_left, scratch);
             ek_matmul_m0_write(&matmul, scratch, output);
             output += p->channels;
         }

@@ -113,6 +113,12 @@ def overlap_in_place(op: Any, graph: Graph) -> Overlaps:
     return {p: Overlap(0) for p, t in enumerate(op.inputs) if graph.tensor(t).bytes == size}
 
 
+def constant_bytes(op: Any, graph: Graph) -> float:
+    """Returns the size of an operator's constants as they are in the model."""
+    found = [graph.tensor(t) for t in op.inputs if t >= 0]
+    return float(sum(tensor.bytes for tensor in found if tensor.is_constant))
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A way to compute an operator on some targets.
@@ -120,10 +126,11 @@ class Kernel:
     Attributes:
         name: For the report.
         lower: Turns the operator into calls.
-        cost: Estimates its instructions for this operator; the cheapest kernel wins.
+        cost: Estimates its instructions for this operator.
         features: Target features it needs.
         accepts: Tells whether it can compute this operator.
         overlap: How the output may lie over each input.
+        constants: Estimates the bytes of its tables.
     """
 
     name: str
@@ -132,6 +139,7 @@ class Kernel:
     features: frozenset[str] = frozenset()
     accepts: Callable[[Any, Graph], bool] = lambda _op, _graph: True
     overlap: Callable[[Any, Graph], Overlaps] = no_overlap
+    constants: Callable[[Any, Graph], float] = constant_bytes
 
 
 @dataclass(frozen=True)

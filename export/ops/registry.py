@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgekiln.export.ops import cortex_m0plus, cortex_m4, neon
+from edgekiln.export.ops import cortex_m0plus, cortex_m4, neon, sparse
 from edgekiln.export.ops.add import Add, Sub
 from edgekiln.export.ops.arg_max import ArgMax, ArgMin
 from edgekiln.export.ops.arithmetic import Div, Maximum, Minimum, Mul, SquaredDifference
@@ -164,6 +164,8 @@ for _family in (cortex_m0plus, cortex_m4, neon):
     Conv2D.kernels += _family.CONV_2D
     DepthwiseConv2D.kernels += _family.DEPTHWISE_CONV_2D
     FullyConnected.kernels += _family.FULLY_CONNECTED
+Conv2D.kernels += sparse.CONV_2D
+FullyConnected.kernels += sparse.FULLY_CONNECTED
 Add.kernels += cortex_m4.ADD + neon.ADD
 AveragePool2D.kernels += neon.AVERAGE_POOL_2D
 MaxPool2D.kernels += neon.MAX_POOL_2D

@@ -20,7 +20,7 @@ from edgekiln.export.interpret import run_graph
 from edgekiln.export.ops.registry import OPS
 
 SAMPLES = 3
-GROUP = 20
+GROUP = 14
 
 
 def operator_models(root: Path) -> dict[str, bytes]:
@@ -133,14 +133,20 @@ def layer(
     zero: int,
     *,
     int4: bool = False,
+    left: tuple[float, int] = (1.0, 1),
     **values: Any,
 ) -> bytes:
-    """A layer with random weights; "SAME" padding, a channel's scale of its own."""
+    """A layer with random weights; "SAME" padding, a channel's scale of its own.
+
+    ``left``: the share of weights that are not pruned, and how many of them go together.
+    """
     generator = np.random.default_rng(5)
     axis = 3 if name == "DEPTHWISE_CONV_2D" else 0
     channels = w[axis]
     limit = 8 if int4 else 128
     codes = generator.integers(-limit, limit, w).astype(np.int8)
+    density, block = left
+    codes = codes * np.repeat(generator.random(codes.size // block) < density, block).reshape(w)
     bias = generator.integers(-500, 500, channels).astype(np.int32)
     scales = generator.uniform(0.02, 0.1, channels).tolist()
     zeros = (0,) * channels
@@ -166,6 +172,9 @@ def layers() -> Iterator[bytes]:
         yield layer("CONV_2D", (1, 5, 6, 8), (4, 3, 3, 8), zero)
         yield layer("CONV_2D", (1, 5, 6, 8), (6, 3, 3, 4), zero)
         yield layer("DEPTHWISE_CONV_2D", (1, 5, 6, 3), (1, 3, 3, 6), zero, DepthMultiplier=2)
+        for left in ((0.1, 1), (0.1, 4)):
+            yield layer("FULLY_CONNECTED", (1, 400), (5, 400), zero, left=left)
+            yield layer("CONV_2D", (1, 5, 6, 8), (24, 3, 3, 8), zero, left=left)
         yield layer("FULLY_CONNECTED", (1, 60), (6, 60), zero, int4=True)
         yield layer("CONV_2D", (1, 5, 6, 8), (4, 3, 3, 8), zero, int4=True)
         yield layer(

@@ -100,6 +100,7 @@ def run_cases(cases: Sequence[Case], directory: Path, *flags: str) -> list[bytes
     command = ["avr-gcc", "-mmcu=atmega2560", *FLAGS, *headers, *flags, str(source), "-o", str(elf)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and not done.stderr, done.stderr[:3000]
+    assert _end_of_tables(elf) <= 1 << 16, "16-bit pointers do not reach all tables: fewer cases"
     subprocess.run(["avr-objcopy", "-O", "binary", elf, image], check=True)
     stream = _run(image, sum(case.samples * case.output_bytes for case in cases))
     found, at = [], 0
@@ -107,6 +108,13 @@ def run_cases(cases: Sequence[Case], directory: Path, *flags: str) -> list[bytes
         found.append(stream[at : at + case.samples * case.output_bytes])
         at += case.samples * case.output_bytes
     return found
+
+
+def _end_of_tables(elf: Path) -> int:
+    """Returns where constants in flash end; the start-up code follows."""
+    command = ["avr-nm", str(elf)]
+    symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return int(symbols.split(" __dtors_end")[0].split()[-2], 16)
 
 
 def _run(image: Path, expected_bytes: int) -> bytes:
