@@ -908,15 +908,22 @@ class Work:
 
     @functools.cached_property
     def _chosen_samples(self) -> NDArray[np.int64]:
-        """Which held-out samples of the recipe are run: all, or as many as take a while."""
+        """Which held-out samples of the recipe are run: all, or as many as take a while.
+
+        They are right and wrong as often as all of them, as far as the float model goes.
+        """
+        import numpy as np
+
         from edgekiln.export.passes import run_passes
         from edgekiln.export.tflite_reader import read_tflite
-        from edgekiln.train.datasets import load_dataset, spread_evenly
+        from edgekiln.train.datasets import load_dataset, spread_over_strata
 
         graph = run_passes(read_tflite(read_input_file(self.int8), str(self.int8)))
         macs = sum(op.macs(graph) for op in graph.ops)
-        count = len(load_dataset(self._need_recipe().dataset).y_test)
-        return spread_evenly(count, max(_LEAST_SAMPLES, _MOST_MACS // max(macs, 1)))
+        labels = load_dataset(self._need_recipe().dataset).y_test
+        with np.load(self.quantized / "predictions.npz", allow_pickle=False) as predictions:
+            right = predictions["float"] == labels
+        return spread_over_strata((right, labels), max(_LEAST_SAMPLES, _MOST_MACS // max(macs, 1)))
 
     def _artifacts(self, place: str) -> tuple[Artifact, ...]:
         """Lists what the stages made, in the order of the data's way; kernels are left out."""

@@ -42,7 +42,8 @@ class Entry:
         accuracy_int8_host: The generated C's on this machine, on the whole held-out set.
         accuracy_int8_device: The board's, on ``device_samples`` of it.
         accuracy_float_device_samples: The trained Keras model's on those samples alone.
-        device_samples: How many held-out samples ran on the board, spread evenly.
+        device_samples: How many held-out samples ran on the board: of each class, and of those that
+            the trained model gets right and wrong, the same share.
         device_equals_host_bytes: Whether every output byte there was the generated C's here.
         flash_bytes: The linked image.
         ram_bytes: Arena, variables and the measured peak of the stack.
@@ -88,32 +89,40 @@ class Member:
         return load_variant(self.recipe, self.variant).model_name(self.recipe)
 
 
-def members(recipes: Sequence[str]) -> tuple[Member, ...]:
-    """Returns the recipes, each followed by its variants.
+def members(names: Sequence[str]) -> tuple[Member, ...]:
+    """Returns recipes, each followed by its variants, and single variants.
+
+    Args:
+        names: Recipes, or variants as ``<recipe>_<variant>``; none means all recipes.
 
     Raises:
         BadInputError: One of them is not in the zoo.
     """
-    from edgekiln.quantize.variants import variants_of
+    return tuple(dict.fromkeys(m for name in names or RECIPES for m in _members(name)))
 
-    unknown = [name for name in recipes if name not in RECIPES]
-    if unknown:
-        raise BadInputError("is not in the zoo", where=unknown[0], allowed=", ".join(RECIPES))
-    return tuple(
-        Member(recipe, variant)
-        for recipe in recipes or RECIPES
-        for variant in (None, *(variant.name for variant in variants_of(recipe)))
-    )
+
+def _members(name: str) -> Iterator[Member]:
+    from edgekiln.quantize.variants import find_variant, variants_of
+
+    found = find_variant(name)
+    if found is not None and found[0] in RECIPES:
+        yield Member(found[0], found[1].name)
+    elif name in RECIPES:
+        yield Member(name, None)
+        yield from (Member(name, variant.name) for variant in variants_of(name))
+    else:
+        allowed = f"{', '.join(RECIPES)}, or a variant as <recipe>_<variant>"
+        raise BadInputError("is not in the zoo", where=name or "''", allowed=allowed)
 
 
 # ---- training ----
 
 
-def make_zoo(recipes: Sequence[str], build: Path) -> None:
+def make_zoo(names: Sequence[str], build: Path) -> None:
     """Trains recipes and their variants anew, and keeps the results with the project.
 
     Args:
-        recipes: Names; none means all.
+        names: As for `members`. A variant that is named is made from the recipe as it is kept.
         build: The root of the build tree.
 
     Raises:
@@ -122,12 +131,16 @@ def make_zoo(recipes: Sequence[str], build: Path) -> None:
     """
     # These models take long: oneDNN's kernels halve that, and the weights are kept anyway.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    for member in members(recipes):
+    trained = set()
+    for member in members(names):
         directory = build / "zoo" / member.recipe
         if member.variant is None:
             _train(member, directory)
         else:
+            if member.recipe not in trained:
+                _restore(member, directory)
             _compress(member, directory)
+        trained.add(member.recipe)
 
 
 def _train(member: Member, directory: Path) -> None:
@@ -149,8 +162,16 @@ def _train(member: Member, directory: Path) -> None:
             "test": accuracy(model, data.x_test, data.y_test),
         }
         files.write_json(new / HISTORY_NAME, history)
-    kept.write_kept(member.name, ".npz", kept.pack_model(model), _signed(history, recipe.name))
+    kept.write_kept(member.name, ".npz", kept.pack_model(model), _signed(history, member))
     console.say(f"{member.name}: {100 * history['accuracy']['test']:.2f} % on the test set")
+
+
+def _restore(member: Member, directory: Path) -> None:
+    from edgekiln.train.loop import restore_recipe
+    from edgekiln.train.registry import load_recipe
+
+    with files.new_directory(directory / "train") as new:
+        restore_recipe(load_recipe(member.recipe), new)
 
 
 def _compress(member: Member, directory: Path) -> None:
@@ -170,26 +191,26 @@ def _compress(member: Member, directory: Path) -> None:
     made = directory / variant.name
     if (made / PRUNED_NAME).exists():
         data = kept.pack_model(read_model(made / PRUNED_NAME))
-        kept.write_kept(member.name, ".npz", data, _signed(summary, recipe.name))
+        kept.write_kept(member.name, ".npz", data, _signed(summary, member))
     else:
         data = (made / INT8_NAME).read_bytes()
-        kept.write_kept(member.name, ".tflite", data, _signed(summary, recipe.name))
+        kept.write_kept(member.name, ".tflite", data, _signed(summary, member))
 
 
-def _signed(history: dict[str, Any], recipe: str) -> dict[str, Any]:
-    return {"command": f"make zoo MODELS={recipe}", **history}
+def _signed(history: dict[str, Any], member: Member) -> dict[str, Any]:
+    return {"command": f"make zoo MODELS={member.name}", **history}
 
 
 # ---- measuring ----
 
 
 def measure_zoo(
-    recipes: Sequence[str], build: Path, device_samples: int, jobs: int = 0
+    names: Sequence[str], build: Path, device_samples: int, jobs: int = 0
 ) -> dict[str, Any]:
     """Takes the models, as they are kept, to the board and measures them.
 
     Args:
-        recipes: Names; none means all.
+        names: As for `members`. With a variant its recipe is measured too.
         build: The root of the build tree; ``zoo.json`` is written there.
         device_samples: Most held-out samples to run on the board, for each model.
         jobs: Models that are measured at the same time; 0 means one a processor.
@@ -202,7 +223,8 @@ def measure_zoo(
         CheckFailedError: A byte differs between the board and the generated C here.
         ToolMissingError: A compiler or the emulator is missing.
     """
-    wanted = members(recipes)
+    asked = members(names)
+    wanted = tuple(dict.fromkeys(each for m in asked for each in (Member(m.recipe, None), m)))
     found = dict(_measure_all(wanted, build, device_samples, jobs or os.cpu_count() or 1))
     report: dict[str, Any] = {}
     for member in wanted:
@@ -270,7 +292,7 @@ def _measure_int8(member: Member, recipe: Recipe, directory: Path, device_sample
     from edgekiln.firmware.boards import load_board
     from edgekiln.firmware.image import build_image
     from edgekiln.quantize.affine import quantize_array
-    from edgekiln.train.datasets import load_dataset, spread_evenly
+    from edgekiln.train.datasets import load_dataset, spread_over_strata
 
     board, data = load_board(BOARD), load_dataset(recipe.dataset)
     int8 = (directory / "int8.tflite").read_bytes()
@@ -285,7 +307,7 @@ def _measure_int8(member: Member, recipe: Recipe, directory: Path, device_sample
     (host,) = CompiledRunner(directory / "host", flags=_FAST).run((codes,))
     with np.load(directory / "predictions.npz", allow_pickle=False) as predictions:
         predicted = predictions["float"]
-    chosen = spread_evenly(len(codes), device_samples)
+    chosen = spread_over_strata((predicted == data.y_test, data.y_test), device_samples)
     device = run_on_board(image, board, codes[chosen], progress=False)
     wrong = int((device.outputs[0] != host[chosen]).sum())
     if wrong:
@@ -349,10 +371,10 @@ Fashion-MNIST for ds_cnn and resnet8; both have 10,000 held-out images.
 - float: the trained model in Keras; pruned: the compressed model in Keras, before it is
   int8, or with quantization in the loop. Both on all held-out images.
 - int8 host: the generated C on this machine, on all of them.
-- device samples: how many of them, evenly spread, ran on the board as well; float there and
-  int8 device: the accuracies of the trained model in Keras and of the image on the board on
-  these alone. Every output byte of the board has to be the one that the generated C gave on
-  this machine.
+- device samples: how many of them ran on the board as well, the same share of each class, and
+  of those that the trained model gets right and wrong; float there and int8 device: the
+  accuracies of the trained model in Keras and of the image on the board on these alone. Every
+  output byte of the board has to be the one that the generated C gave on this machine.
 - Instructions are counted exactly by QEMU; they are not cycles. Flash is the linked image, RAM
   is arena, variables and the measured peak of the stack, both in bytes. In brackets: the ratio
   to the recipe itself.

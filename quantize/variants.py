@@ -130,6 +130,12 @@ _FOUR_BITS = (
     ),
 )
 
+_BLOCKS_80 = Variant(
+    "blocks_80",
+    "four fifths of the blocks of four weights are zero",
+    (PruningPlan(sparsity=0.8, epochs=10, ramp_epochs=5, learning_rate=5e-4, pattern="1x4"),),
+)
+
 _PRUNED_80 = Variant(
     "pruned_80",
     "four fifths of the weights are zero",
@@ -138,8 +144,21 @@ _PRUNED_80 = Variant(
 
 VARIANTS: dict[str, tuple[Variant, ...]] = {
     "mnist_mlp_100": (_PRUNED_80,),
-    "mnist_mlp_512": (_PRUNED_80,),
+    "mnist_mlp_512": (_PRUNED_80, _BLOCKS_80),
     "lenet5": (
+        Variant(
+            "pruned_80",
+            "four fifths of the weights are zero, but for the first layer",
+            (
+                PruningPlan(
+                    sparsity=0.8,
+                    epochs=10,
+                    ramp_epochs=5,
+                    learning_rate=5e-4,
+                    exclude=("c1",),
+                ),
+            ),
+        ),
         Variant(
             "pruned_2_4",
             "two of four neighbouring weights are zero",
@@ -165,6 +184,20 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
             "channels_50",
             "channels removed, with them half of the MACs",
             (ChannelStep(0.5, epochs=6, learning_rate=7e-4),),
+        ),
+        Variant(
+            "blocks_80",
+            "four fifths of the blocks of four weights are zero, but for the first layer",
+            (
+                PruningPlan(
+                    sparsity=0.8,
+                    epochs=6,
+                    ramp_epochs=3,
+                    learning_rate=5e-4,
+                    exclude=("conv1",),
+                    pattern="1x4",
+                ),
+            ),
         ),
     ),
     "ds_cnn": (

@@ -47,6 +47,10 @@ def test_members() -> None:
     assert [member.name for member in zoo.members(("mnist_cnn",))] == [
         "mnist_cnn",
         "mnist_cnn_channels_50",
+        "mnist_cnn_blocks_80",
+    ]
+    assert [member.name for member in zoo.members(("resnet8_qat_w4", "resnet8_qat_w4"))] == [
+        "resnet8_qat_w4"
     ]
     with pytest.raises(BadInputError, match=r"^digits_cnn: is not in the zoo; allowed: mnist_mlp"):
         zoo.members(("digits_cnn",))
@@ -55,7 +59,9 @@ def test_members() -> None:
 @pytest.mark.parametrize("member", KEPT, ids=lambda member: member.name)
 def test_each_is_kept_with_its_history(member: zoo.Member) -> None:
     history = kept.read_history(member.name)
-    assert history["command"] == f"make zoo MODELS={member.recipe}"
+    assert history["command"] in (
+        f"make zoo MODELS={name}" for name in (member.recipe, member.name)
+    )
     assert history["seed"] == load_recipe(member.recipe).seed
     assert history["split"]["test_samples"] == 10_000
     path = kept.kept_file(member.name)
