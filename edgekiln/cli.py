@@ -794,7 +794,7 @@ def models(as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("recipes", nargs=-1)
+@click.argument("models", nargs=-1)
 @click.option("--train", "anew", is_flag=True, help="Train them and their variants anew instead.")
 @click.option(
     "--device-samples",
@@ -806,19 +806,20 @@ def models(as_json: bool) -> None:
 @build_option
 @json_option
 def zoo(
-    recipes: tuple[str, ...], anew: bool, device_samples: int, build_dir: Path, as_json: bool
+    models: tuple[str, ...], anew: bool, device_samples: int, build_dir: Path, as_json: bool
 ) -> None:
     """Measure the project's own models and their compressed variants on a board.
 
-    RECIPES are names; none means all. The models are those that are kept with the project.
+    MODELS are recipes, each with its variants, or single variants as RECIPE_VARIANT; none means
+    all. They are measured as they are kept with the project.
     """
     from edgekiln import zoo as own
 
     with stdout_for_results():
         if anew:
-            own.make_zoo(recipes, build_dir)
+            own.make_zoo(models, build_dir)
             return
-        report = own.measure_zoo(recipes, build_dir, device_samples)
+        report = own.measure_zoo(models, build_dir, device_samples)
     if as_json:
         print_json(report)
     else:

@@ -126,7 +126,8 @@ class _Layout:
             return False
         matrix = _matrix(op, graph)
         groups, rest = divmod(matrix.shape[1], self.block)
-        if rest or groups >= _MOST_GROUPS or np.mean(matrix == 0) < _FEWEST_ZEROS:
+        zeros = matrix.size - np.count_nonzero(matrix)
+        if rest or groups >= _MOST_GROUPS or zeros <= _FEWEST_ZEROS * matrix.size:
             return False
         if not self.dsp:
             return True
