@@ -260,7 +260,7 @@ def train(model: str, build_dir: Path) -> None:
 )
 @build_option
 def quantize(model: str, given: Given, sensitivity: bool, build_dir: Path) -> None:
-    r"""Quantize MODEL, and prune it where its recipe says so.
+    """Quantize MODEL, and prune it where its recipe says so.
 
     MODEL is a recipe, or a Keras model from outside: a .keras or .h5 file or a SavedModel
     directory, with --data and the other options.
@@ -274,7 +274,7 @@ def quantize(model: str, given: Given, sensitivity: bool, build_dir: Path) -> No
               of x is held out
       y_test  int [M]
     With several inputs: an array for each, <name> and <name>_test.
-    """
+    """  # noqa: D301  # The backspace is click's sign for a paragraph that keeps its lines.
     from edgekiln import pipeline
 
     with stdout_for_results():

@@ -38,7 +38,8 @@ class _Types:
 
     def __str__(self) -> str:
         also = [name for name in self.constants if name not in self.data]
-        return f"{_either(self.data)} between ops, constants also {_either(also)}"
+        constants = f", constants also {_either(also)}" if also else ""
+        return f"{_either(self.data)} between ops{constants}"
 
 
 def _either(names: Sequence[str]) -> str:

@@ -242,10 +242,16 @@ def _entropy_threshold(counts: npt.NDArray[np.int64], levels: int) -> int:
 
 
 def _divergence(counts: npt.NDArray[np.int64], kept: int, levels: int) -> float:
-    """Returns the divergence between ``kept`` bins with the clipped ones, and ``levels`` levels."""
+    """Returns the divergence between ``kept`` bins with the clipped ones, and ``levels`` levels.
+
+    It is the generalized one, ``sum(p log(p / q) - p + q)``, of shares of all values. Scaled up
+    to a sum of 1, the few values that are left inside would make up for those that are clipped,
+    and to clip all of them would lose nothing.
+    """
     inside = counts[:kept]
     reference = inside.astype(np.float64)
     reference[-1] += counts[kept:].sum()
+    total = reference.sum()
     level = np.arange(kept) * levels // kept
     filled = inside > 0
     totals = np.bincount(level, inside, levels)
@@ -255,6 +261,5 @@ def _divergence(counts: npt.NDArray[np.int64], kept: int, levels: int) -> float:
     # Clipped values may end up in an empty bin, which would make the divergence infinite; so
     # that bin counts as half a value.
     spread[-1] = max(spread[-1], 0.5)
-    p = reference[seen] / reference.sum()
-    q = spread[seen] / spread.sum()
-    return float(np.sum(p * np.log(p / q)))
+    p, q = reference[seen] / total, spread[seen] / total
+    return float(np.sum(p * np.log(p / q) - p + q))

@@ -28,7 +28,11 @@ _DESCRIPTIONS = {
 
 
 def convert(
-    model_path: Path, output: Path, scheme: Scheme, representative: Representative | None = None
+    model_path: Path,
+    output: Path,
+    scheme: Scheme,
+    representative: Representative | None = None,
+    where: object = "",
 ) -> None:
     """Converts a Keras model to a ``.tflite`` with a batch of 1.
 
@@ -42,6 +46,7 @@ def convert(
         scheme: The types wanted. Only int8 and int16x8 take representative data.
         representative: float32 [N, ...], inputs like those the model will meet; of several
             inputs an array each, in their order or by name.
+        where: The model's name in messages, by default ``model_path``.
 
     Raises:
         BadInputError: The representative data cannot be used, or a file cannot be read or
@@ -49,22 +54,23 @@ def convert(
         BadModelError: The model cannot be loaded or converted, or some of its tensors cannot
             be of the types wanted; the message names them.
     """
+    where = where or model_path
     if not is_saved_model(model_path):
         files.read_input_file(model_path)
     if (representative is not None) != scheme.needs_representative:
         raise BadInputError(
             f"{scheme} takes {'' if scheme.needs_representative else 'no '}representative data",
-            where=model_path,
+            where=where,
         )
-    samples = None if representative is None else check_representative(representative, model_path)
-    data = _run_converter(model_path, scheme, samples)
-    audit(data, scheme, output)
+    samples = None if representative is None else check_representative(representative, where)
+    data = _run_converter(model_path, scheme, samples, where)
+    audit(data, scheme, where)
     files.write_bytes(output, data)
 
 
-def convert_float(model_path: Path, output: Path) -> None:
+def convert_float(model_path: Path, output: Path, where: object = "") -> None:
     """Converts a Keras model to a float32 ``.tflite``. Raises as `convert`."""
-    convert(model_path, output, Scheme.FLOAT32)
+    convert(model_path, output, Scheme.FLOAT32, where=where)
 
 
 def convert_int8(model_path: Path, representative: Representative, output: Path) -> None:
@@ -72,7 +78,9 @@ def convert_int8(model_path: Path, representative: Representative, output: Path)
     convert(model_path, output, Scheme.INT8, representative)
 
 
-def _run_converter(model_path: Path, scheme: Scheme, samples: RepresentativeSet | None) -> bytes:
+def _run_converter(
+    model_path: Path, scheme: Scheme, samples: RepresentativeSet | None, where: object
+) -> bytes:
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as scratch:
         output, archive = Path(scratch) / "model.tflite", Path(scratch) / "representative.npz"
         if samples is not None:
@@ -85,5 +93,5 @@ def _run_converter(model_path: Path, scheme: Scheme, samples: RepresentativeSet 
             "names": None if samples is None else samples.names,
             "output": str(output),
         }
-        run_worker(_WORKER, job, where=model_path, description=_DESCRIPTIONS[scheme])
+        run_worker(_WORKER, job, where=Path(str(where)), description=_DESCRIPTIONS[scheme])
         return output.read_bytes()

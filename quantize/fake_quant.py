@@ -231,9 +231,11 @@ class ActivationQuantizer(keras.layers.Layer):  # type: ignore[misc]  # Keras ha
         log_scale, offset = self._log_scale + 0.0, self._offset + 0.0
         if learning:
             scale = _ops.exp(_ops.stop_gradient(log_scale))
-            log_scale = _lsq_variable(log_scale, scale, self._elements, 127.0)
+            # LSQ's "Q_P": codes above the zero point.
+            largest = 255.0 if self.nonnegative else 127.0
+            log_scale = _lsq_variable(log_scale, scale, self._elements, largest)
             steps = scale * _OFFSET_STEPS
-            offset = _lsq_variable(offset, steps, self._elements, 127.0)
+            offset = _lsq_variable(offset, steps, self._elements, largest)
         return _ops.exp(log_scale), _ops.clip(_round(offset * _OFFSET_STEPS), -128.0, 127.0)
 
     @property

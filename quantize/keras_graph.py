@@ -6,6 +6,7 @@ Nested models are flattened on the way: a layer ``conv`` of a nested model ``blo
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -246,6 +247,8 @@ Prepare = Callable[[Value, Any], Any]
 def build_model(graph: LayerGraph, rebuild: Rebuild, prepare: Prepare | None = None) -> Any:
     """Builds a functional model by making each call of a graph anew; see `LayerGraph.replay`.
 
+    All of it computes in float32, also where the old model was one of mixed precision.
+
     Args:
         graph: The calls.
         rebuild: Makes one of them.
@@ -256,12 +259,31 @@ def build_model(graph: LayerGraph, rebuild: Rebuild, prepare: Prepare | None = N
         A model with the name of the old one, and the names and structure of its inputs.
     """
     names = iter(graph.input_names)
-    inputs = keras.tree.map_structure(
-        lambda value: keras.Input(value.shape[1:], dtype=value.dtype, name=next(names)),
-        graph.inputs,
-    )
-    taken = inputs if prepare is None else keras.tree.map_structure(prepare, graph.inputs, inputs)
-    return keras.Model(inputs, graph.replay(rebuild, taken), name=graph.name)
+    with _float32_layers():
+        inputs = keras.tree.map_structure(
+            lambda value: keras.Input(value.shape[1:], dtype=value.dtype, name=next(names)),
+            graph.inputs,
+        )
+        taken = inputs
+        if prepare is not None:
+            taken = keras.tree.map_structure(prepare, graph.inputs, inputs)
+        return keras.Model(inputs, graph.replay(rebuild, taken), name=graph.name)
+
+
+@contextlib.contextmanager
+def _float32_layers() -> Iterator[None]:
+    """Lets new layers compute in float32 within a ``with``, whatever the global policy is."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def is_from_keras(layer: Any) -> bool:
+    """Tells whether a layer's class, or an operation's, is Keras's own."""
+    return type(layer).__module__.split(".")[0] == "keras"
 
 
 class LayerCopies:
@@ -296,6 +318,8 @@ class LayerCopies:
 def copy_layer(call: Call, name: str, kind: Any = None, **changes: Any) -> Any:
     """Returns a fresh layer with the configuration of the one that is called, not yet built.
 
+    It computes in float32: half precision holds neither codes times scales nor their sums.
+
     Args:
         call: What to copy.
         name: The new layer's name.
@@ -306,7 +330,7 @@ def copy_layer(call: Call, name: str, kind: Any = None, **changes: Any) -> Any:
         BadModelError: The layer's configuration is incomplete.
     """
     try:
-        config = {**call.layer.get_config(), "name": name, **changes}
+        config = {**call.layer.get_config(), "name": name, "dtype": "float32", **changes}
         return (kind or type(call.layer)).from_config(config)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise BadModelError(

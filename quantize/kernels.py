@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekiln.errors import BadInputError, CheckFailedError
+from edgekiln.quantize.keras_graph import is_from_keras
 from edgekiln.train.quiet_keras import keras
 
 Verb: TypeAlias = Literal["prune", "cluster"]
@@ -27,7 +28,8 @@ class Kernel:
     """The weights of a layer that make nearly all of its size.
 
     Attributes:
-        name: The layer's name; ``<model>/<layer>`` in a nested model.
+        name: The layer's name; ``<outer>/<layer>`` in a nested model, and in a layer from outside
+            Keras that holds others.
         variable: The Keras variable that holds them.
         input_axis: The axis that the layer sums over, the last one where it has several.
     """
@@ -72,13 +74,21 @@ def find_kernels(model: Any) -> dict[str, Kernel]:
     Kernels are those of Dense, EinsumDense, Conv1D to Conv3D and their transposed forms, and
     the pointwise part of SeparableConv1D and 2D. A layer that is shared counts once. Depthwise
     kernels do not: they hold few weights, and each of them matters. Nor do those of layers
-    inside other layers (MultiHeadAttention, TimeDistributed, Bidirectional), of recurrent
-    layers, of Embedding, and of EinsumDense without an axis to sum over.
+    inside other layers of Keras (MultiHeadAttention, TimeDistributed, Bidirectional), of
+    recurrent layers, of Embedding, and of EinsumDense without an axis to sum over.
 
     Raises:
         BadInputError: A layer is not built, or its weights are not plain floats any more.
     """
-    return {kernel.name: kernel for kernel in _walk(model, "", set())}
+    found: dict[str, Kernel] = {}
+    for kernel in _walk(model, "", set()):
+        name, number = kernel.name, 1
+        while name in found:
+            # Layers inside a layer may bear one name.
+            number += 1
+            name = f"{kernel.name}_{number}"
+        found[name] = replace(kernel, name=name)
+    return found
 
 
 def select_kernels(
@@ -129,19 +139,26 @@ def select_kernels(
     return selected
 
 
-def _walk(model: Any, prefix: str, seen: set[int]) -> Iterator[Kernel]:
-    for layer in model.layers:
+def _walk(outer: Any, prefix: str, seen: set[int]) -> Iterator[Kernel]:
+    for layer in _layers_in(outer):
         if id(layer) in seen:
             continue
         seen.add(id(layer))
-        if isinstance(layer, keras.Model):
-            yield from _walk(layer, f"{prefix}{layer.name}/", seen)
-            continue
         located = _locate(layer)
+        if located is None and (isinstance(layer, keras.Model) or not is_from_keras(layer)):
+            yield from _walk(layer, f"{prefix}{layer.name}/", seen)
         if located is not None:
             attribute, axis = located
             name = prefix + layer.name
             yield Kernel(name, _variable(layer, attribute, name), axis)
+
+
+def _layers_in(outer: Any) -> Iterator[Any]:
+    """Yields the layers that a model, or a layer from outside Keras, directly holds."""
+    if isinstance(outer, keras.Model):
+        yield from outer.layers
+    else:
+        yield from outer._flatten_layers(include_self=False, recursive=False)
 
 
 def _locate(layer: Any) -> tuple[str, int] | None:

@@ -27,6 +27,7 @@ from edgekiln.quantize.keras_graph import (
     LayerGraph,
     build_model,
     copy_layer,
+    is_from_keras,
     read_composition,
     read_graph,
 )
@@ -172,7 +173,7 @@ class _Lowering:
         layer = call.layer
         if getattr(layer, "data_format", "channels_last") != "channels_last":
             raise unsupported(call, f"data_format {layer.data_format}", "channels_last")
-        if not _is_kerass(layer):
+        if not is_from_keras(layer):
             return self._inline(call, args, kwargs)
         if not isinstance(layer, keras.Layer):
             return self._operation(call, args)
@@ -378,10 +379,6 @@ class _Lowering:
             # Whatever the layer raises on symbolic tensors: it does more than call layers.
             raise unsupported(call, "code", "Keras layers, and layers that call these") from None
         return inner.replay(self.rebuild, args)
-
-
-def _is_kerass(layer: Any) -> bool:
-    return type(layer).__module__.split(".")[0] == "keras"
 
 
 def unsupported(call: Call, got: str = "", allowed: str = "") -> UnsupportedOpError:

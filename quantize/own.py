@@ -27,7 +27,7 @@ import numpy.typing as npt
 from rich.table import Table
 
 from edgekiln import console, files
-from edgekiln.errors import BadInputError
+from edgekiln.errors import BadInputError, BadModelError
 from edgekiln.quantize.converter import convert, convert_float
 from edgekiln.quantize.litert import Kernels, choose_kernels, runtime_name
 from edgekiln.quantize.options import Format, Method, QuantizeOptions
@@ -168,12 +168,30 @@ def _count_macs(model: Any) -> int | None:
 
 
 def shape_of_keras(model: Any, where: object) -> ModelShape:
-    """Returns what a Keras model takes and gives.
+    """Returns what a Keras model takes and gives, if it is one that can be quantized.
 
     Raises:
-        BadInputError: An input is not float32.
+        BadInputError: An input is not float32, or its size is not fixed.
+        BadModelError: A weight is NaN or infinite.
     """
+    for weight in model.weights:
+        values = np.asarray(weight, np.float32)
+        if not np.isfinite(values).all():
+            raise BadModelError(
+                "holds weights that are NaN or infinite",
+                where=where,
+                got=f"{np.count_nonzero(~np.isfinite(values))} of {values.size} in {weight.path}",
+                hint="its training diverged: train it anew with a smaller learning rate",
+            )
     for tensor in model.inputs:
+        if None in tensor.shape[1:]:
+            raise BadInputError(
+                f"the size of the model's input '{tensor.name}' is not fixed",
+                where=where,
+                got=tuple(tensor.shape),
+                allowed="None for the batch alone",
+                hint="build the model anew with the size in keras.Input, and give it the weights",
+            )
         if str(tensor.dtype) != "float32":
             raise BadInputError(
                 f"the model's input '{tensor.name}' has a type that is not supported",
@@ -225,7 +243,8 @@ def _quantize(
     data = archive.for_model(subject.shape)
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as scratch:
         if not (directory / FLOAT_NAME).exists():
-            convert_float(_converter_source(subject, Path(scratch)), directory / FLOAT_NAME)
+            source = _converter_source(subject, Path(scratch))
+            convert_float(source, directory / FLOAT_NAME, subject.where)
         if options.trains:
             _compress(subject, data, directory, options)
         output = directory / options.output_name
@@ -240,8 +259,15 @@ def _converter_source(subject: _Subject, scratch: Path) -> Path:
     """Returns what the converter reads: the file, or the model in memory as a SavedModel."""
     if subject.file is not None:
         return subject.file
+    from edgekiln.train.model_file import compute_in_float32
+
     target = Path(tempfile.mkdtemp(dir=scratch))
-    subject.keras_model.export(target, format="tf_saved_model", verbose=False)
+    changed = compute_in_float32(subject.keras_model)
+    try:
+        subject.keras_model.export(target, format="tf_saved_model", verbose=False)
+    finally:
+        for layer, policy in changed:
+            layer.dtype_policy = policy
     return target
 
 
@@ -286,7 +312,7 @@ def _convert(
     else:
         scheme = _SCHEMES[options.scheme]
         samples = dict(representative) if scheme.needs_representative else None
-        convert(_converter_source(subject, Path(scratch)), output, scheme, samples)
+        convert(_converter_source(subject, Path(scratch)), output, scheme, samples, subject.where)
 
 
 def ptq_config(options: QuantizeOptions) -> PtqConfig:

@@ -30,6 +30,7 @@ import numpy.typing as npt
 from edgekiln.errors import BadInputError
 from edgekiln.files import read_input_file
 from edgekiln.train.datasets import Split, spread_evenly
+from edgekiln.train.unpack import check_unpacked_size
 
 Array = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
@@ -233,7 +234,7 @@ def read_archive(path: Path) -> Archive:
             an array that cannot be used.
     """
     data = read_input_file(path)
-    if not _is_npz(data):
+    if not _is_npz(data, path):
         raise BadInputError(
             "is not an .npz file", where=path, hint="write it with numpy.savez(path, x=…, y=…)"
         )
@@ -253,9 +254,10 @@ def read_archive(path: Path) -> Archive:
     return Archive(path, arrays)
 
 
-def _is_npz(data: bytes) -> bool:
+def _is_npz(data: bytes, where: Path) -> bool:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            check_unpacked_size(archive, where)
             return all(name.endswith(".npy") for name in archive.namelist())
     except zipfile.BadZipFile:
         return False

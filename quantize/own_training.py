@@ -6,7 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from edgekiln.quantize.channels import ChannelPruning, channel_counts, count_macs, prune_channels
+from edgekiln.errors import BadInputError
+from edgekiln.quantize.channels import (
+    ChannelPruning,
+    channel_counts,
+    count_macs,
+    prune_channels,
+)
+from edgekiln.quantize.channels.groups import NothingToRemoveError
 from edgekiln.quantize.finetune import Teaching, pack_inputs, predict
 from edgekiln.quantize.options import Format, QuantizeOptions
 from edgekiln.quantize.own_data import ModelShape, OwnData
@@ -18,6 +25,7 @@ from edgekiln.train.loop import make_reproducible
 from edgekiln.train.quiet_keras import keras
 
 _IMPORTANCE_SAMPLES = 512
+_CHANNEL_STEPS = (4, 2, 1)
 _RAMP_SHARE = 2 / 3
 _CALIBRATION_SAMPLES = 200
 
@@ -62,15 +70,12 @@ class Trainer:
 
         One round: several leave narrow layers, whose channels go in multiples of four, with less
         than their share. Without labels importance is the weights' magnitude.
+
+        Raises:
+            BadInputError: So few channels are not possible, or none can be removed.
         """
-        share = self._options.channels
-        assert share is not None
         before, whole = channel_counts(self.model), count_macs(self.model)
-        samples = self._importance_samples()
-        plan = ChannelPruning(
-            macs_ratio=share, allocation="uniform", importance="taylor" if samples else "l1"
-        )
-        self.model = prune_channels(self.model, plan, samples, self._teaching.loss)
+        self.model = self._with_fewer_channels(whole)
         return {
             "macs_before": whole,
             "macs": count_macs(self.model),
@@ -78,6 +83,30 @@ class Trainer:
             "channels": channel_counts(self.model),
             "history": self._fit("Training without the channels", self._options.epochs),
         }
+
+    def _with_fewer_channels(self, whole: int) -> Any:
+        """Returns the smaller model: by fours, as fast kernels take channels, else by fewer."""
+        share = self._options.channels
+        samples = self._importance_samples()
+        for step in _CHANNEL_STEPS:
+            plan = ChannelPruning(
+                macs_ratio=share,
+                allocation="uniform",
+                importance="taylor" if samples else "l1",
+                round_to=step,
+            )
+            try:
+                return prune_channels(self.model, plan, samples, self._teaching.loss)
+            except NothingToRemoveError as error:
+                refused = error
+        if not refused.allowed:
+            raise refused
+        raise BadInputError(
+            "--channels is smaller than this model can become",
+            where=f"model '{self.model.name}'",
+            got=f"{share}, which is {refused.got} of {whole:,}",
+            allowed=refused.allowed,
+        )
 
     def _importance_samples(self) -> tuple[Any, Any] | None:
         train = self._data.train

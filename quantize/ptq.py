@@ -144,7 +144,7 @@ def quantize_ptq(
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as scratch:
         source = Path(scratch) / "model.keras"
         write_model(model, source)
-        convert(source, output, scheme, data)
+        convert(source, output, scheme, data, where)
 
 
 def read_inputs(model: Any, representative: Representative, where: object) -> dict[str, Array]:

@@ -43,7 +43,7 @@ def convert_qat(model: Any, output: Path, where: object = "") -> None:
         job = {"task": "convert", "model": str(source), "output": str(result), "where": where}
         run_worker(_WORKER, job, where=Path(where), description="converting to int8")
         data = result.read_bytes()
-    audit_int8(data, output)
+    audit_int8(data, where)
     files.write_bytes(output, data)
 
 

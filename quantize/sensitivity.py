@@ -9,7 +9,7 @@ it is measured where the caller says how to train.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -116,7 +116,7 @@ class SensitivityReport:
                 f"{each.alone.sqnr_db:.1f}",
                 f"{100 * each.alone.accuracy:.2f} %",
                 f"{100 * each.without.accuracy:.2f} %",
-                _describe(each.remedies[0]),
+                _describe(each.remedies),
             )
             for each in self.layers
         ]
@@ -130,7 +130,11 @@ class SensitivityReport:
         )
 
 
-def _describe(remedy: Remedy) -> str:
+def _describe(remedies: Sequence[Remedy]) -> str:
+    """Returns the best remedy that an integer model can have; left float, a layer has a column."""
+    remedy = next((each for each in remedies if each.name != EXCLUDED), None)
+    if remedy is None:
+        return "-"
     return f"{remedy.name} {100 * remedy.regained:+.2f} pt {remedy.regained_db:+.1f} dB"
 
 

@@ -211,6 +211,9 @@ def test_help_describes_the_data(edgekiln: Call) -> None:
     assert code == 0
     for word in ("x_test", "float32 [N, ...]", "--scheme", "int4-weights", "--sensitivity"):
         assert word in out
+    # Each array on a line of its own.
+    assert "\n    x_test  float32 [M, ...], samples to measure on; without them a fifth\n" in out
+    assert "\\b" not in out
 
 
 def test_all_options_reach_the_stage(monkeypatch: pytest.MonkeyPatch, edgekiln: Call) -> None:

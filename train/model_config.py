@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekiln.errors import BadModelError
+from edgekiln.train.unpack import check_unpacked_size
 
 Config = dict[str, Any]
 
@@ -63,6 +64,7 @@ def read_config(path: Path) -> Config:
     """Returns the configuration in a ``.keras`` or ``.h5`` file.
 
     Raises:
+        BadInputError: It unpacks to more than this machine can hold.
         BadModelError: The file is no such file, or damaged, or encrypted.
     """
     try:
@@ -86,6 +88,7 @@ def _from_zip(path: Path) -> bytes:
     with zipfile.ZipFile(path) as archive:
         if any(member.flag_bits & _ENCRYPTED for member in archive.infolist()):
             raise BadModelError("is an encrypted zip file", where=path, hint="decrypt it first")
+        check_unpacked_size(archive, path)
         return archive.read("config.json")
 
 

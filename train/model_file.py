@@ -16,6 +16,7 @@ from edgekiln.train.quiet_keras import keras
 
 H5_SUFFIXES = (".h5", ".hdf5")
 SUFFIXES = (".keras", *H5_SUFFIXES)
+_HALVES = ("float16", "bfloat16")
 
 
 def write_model(model: Any, path: Path) -> None:
@@ -33,7 +34,8 @@ def write_model(model: Any, path: Path) -> None:
 def read_model(path: Path) -> Any:
     """Returns the Keras model in ``path``, with nothing in it allowed to run code.
 
-    Classes which are registered with Keras in this process (``keras.saving``) are known.
+    Classes which are registered with Keras in this process (``keras.saving``) are known. A model
+    of mixed precision comes back computing in float32, as everything after this takes it.
 
     Args:
         path: A ``.keras`` file, or a ``.h5`` file of Keras 2 or 3.
@@ -59,7 +61,23 @@ def read_model(path: Path) -> Any:
         check_config(config, path)
         model = _load(source, path)
     _require_inputs(model, path)
+    compute_in_float32(model)
     return model
+
+
+def compute_in_float32(model: Any) -> list[tuple[Any, Any]]:
+    """Makes a model compute in float32, in place; returns the layers changed, with their policies.
+
+    A layer that was trained in mixed precision holds its weights in float32 all the same.
+    """
+    changed = [
+        (layer, layer.dtype_policy)
+        for layer in model._flatten_layers()
+        if layer.compute_dtype in _HALVES
+    ]
+    for layer, _ in changed:
+        layer.dtype_policy = "float32"
+    return changed
 
 
 def _load(source: Path, where: Path) -> Any:

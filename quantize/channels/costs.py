@@ -28,6 +28,7 @@ class Costs:
     """
 
     def __init__(self, traced: Trace, measure: Measure) -> None:
+        self.unit = {"macs": "multiply-accumulate steps", "bytes": "bytes"}[measure]
         if measure == "macs":
             _require_counted(traced)
         terms = [term for layer in traced.layers for term in getattr(layer, measure)]

@@ -136,7 +136,7 @@ class Chooser:
         if smallest > target:
             raise NothingToRemoveError(
                 "channels: the target cannot be reached",
-                got=f"{target:,}",
-                allowed=f"{smallest:,} or more with the fewest channels in every group",
+                got=f"{target:,} {costs.unit}",
+                allowed=f"{smallest:,} or more, with the fewest channels in every group",
                 hint="lower min_channels, min_share or round_to, or exclude fewer layers",
             )

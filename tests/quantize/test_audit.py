@@ -159,6 +159,12 @@ def test_shapes_that_are_not_fixed_are_named(shape: tuple[int, ...]) -> None:
     assert f"got shape {list(shape)} of 't1' (RELU, node 0)" in str(caught.value)
 
 
+def test_a_float_model_of_free_size_is_named() -> None:
+    tensors = [BuiltTensor(shape, "FLOAT32") for shape in ((1, 4), (1, -1))]
+    with pytest.raises(BadModelError, match=r"m: is not float32 with .*; allowed: FLOAT32, INT32"):
+        audit(relu_model(*tensors), Scheme.FLOAT32, "m")
+
+
 def test_a_graph_without_ops_is_refused() -> None:
     data = build_model([activation((1, 4), 0.1, 0)], [], [0], [0])
     with pytest.raises(BadModelError, match=r"^m: holds no op$"):

@@ -203,3 +203,10 @@ def test_bits_out_of_range(bits: int) -> None:
     for choose in (mse_range, entropy_range):
         with pytest.raises(BadInputError, match="bits of a code are out of range"):
             choose(histogram, bits)
+
+
+def test_entropy_does_not_clip_what_lies_far_from_zero() -> None:
+    """With nothing near zero, a range that clips every value must not count as no loss."""
+    values = np.concatenate([RNG.uniform(0.4, 0.8, 300), RNG.uniform(-0.7, -0.4, 200)])
+    low, high = entropy_range(make_histogram(values), 8)
+    assert low < -0.65 and high > 0.75

@@ -104,7 +104,7 @@ def test_a_layer_without_an_int8_form_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadModelError) as caught:
         convert_int8(tmp_path / "m.keras", INPUTS, tmp_path / "m.tflite")
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path / 'm.tflite'}: is not int8 with fixed shapes throughout")
+    assert message.startswith(f"{tmp_path / 'm.keras'}: is not int8 with fixed shapes throughout")
     assert "got FLOAT32 '" in message and "(ELU, node" in message
     assert not (tmp_path / "m.tflite").exists()
 

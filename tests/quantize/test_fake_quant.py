@@ -175,6 +175,19 @@ def test_gradients_of_learned_ranges_are_lsqs() -> None:
     np.testing.assert_array_equal(np.asarray(by_x), np.where(inside, upstream, 0))
 
 
+def test_the_gradient_scale_of_nonnegative_values_counts_all_codes() -> None:
+    """LSQ, section 2.2: Q_P is 2^b - 1 for unsigned data."""
+    layer = quantizer(ranges="lsq", nonnegative=True)
+    layer.set_range(0.0, 2.55)
+    x = tensorflow.constant([[0.0, 0.123, 1.2345, 2.0, 0.5, 5.0]])
+    with tensorflow.GradientTape() as tape:
+        loss = keras.ops.sum(layer(x))
+    (by_scale,) = tape.gradient(loss, [weight.value for weight in layer.trainable_weights])
+    steps = np.asarray(x, np.float64) / 0.01
+    of_scale = np.where(steps < 255, np.round(steps) - steps, 255).sum()
+    assert float(by_scale) == pytest.approx(of_scale / math.sqrt(5 * 255) / 0.01, rel=1e-3)
+
+
 KERNELS = {
     "conv": (QuantizedConv2D, {"filters": 4, "kernel_size": 3}, (0, 1, 2)),
     "depthwise": (QuantizedDepthwiseConv2D, {"kernel_size": 3, "depth_multiplier": 2}, (0, 1)),

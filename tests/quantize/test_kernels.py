@@ -109,3 +109,32 @@ def test_weights_that_are_not_finite_are_refused() -> None:
     kernel.variable.assign(np.full((4, 4), np.nan, np.float32))
     with pytest.raises(CheckFailedError, match=r"^lost: the training diverged: weights are not f"):
         kernel.read_finite()
+
+
+class Block(layers.Layer):  # type: ignore[misc]  # Keras has no types
+    """A layer from outside Keras that holds layers, two of them under one name."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.first = layers.Dense(5, name="dense")
+        self.others = [layers.Dense(5, name="dense"), layers.BatchNormalization(name="norm")]
+
+    def build(self, input_shape: Any) -> None:
+        for layer in (self.first, *self.others):
+            layer.build(input_shape)
+
+    def call(self, x: Any) -> Any:
+        x = self.first(x)
+        for layer in self.others:
+            x = layer(x)
+        return x
+
+
+def test_kernels_in_layers_from_outside_keras() -> None:
+    model = keras.Sequential([layers.Input((5,)), Block(name="block"), layers.Dense(2, name="d")])
+    found = find_kernels(model)
+    assert list(found) == ["block/dense", "block/dense_2", "d"]
+    block = model.get_layer("block")
+    assert found["block/dense"].variable is block.first.kernel
+    assert found["block/dense_2"].variable is block.others[0].kernel
+    assert list(select_kernels(model, "prune", exclude=["block/dense_2"])) == ["block/dense", "d"]

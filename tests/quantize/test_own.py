@@ -26,7 +26,8 @@ from edgekiln.quantize import (
 from edgekiln.quantize.audit import audit_int8
 from edgekiln.quantize.finetune import Teaching, pack_inputs, predict
 from edgekiln.quantize.own import compare_outputs, summary_table
-from edgekiln.quantize.own_data import Part
+from edgekiln.quantize.own_data import ModelShape, OwnData, Part, _split_of
+from edgekiln.quantize.own_training import Trainer
 from edgekiln.quantize.tflite_run import read_signature, run_real
 from edgekiln.train.datasets import load_dataset
 from edgekiln.train.model_file import read_model, write_model
@@ -225,6 +226,44 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     assert all(each["sqnr_db"] > 25 for each in summary["agreement"])
 
 
+@pytest.mark.usefixtures("here")
+def test_a_model_of_mixed_precision(directory: Path, tmp_path: Path) -> None:
+    model = keras.models.clone_model(
+        read_model(directory / "digits.keras"),
+        clone_function=lambda layer: type(layer).from_config(
+            {**layer.get_config(), "dtype": "mixed_float16"}
+        ),
+    )
+    model.set_weights(read_model(directory / "digits.keras").get_weights())
+    write_model(model, tmp_path / "m.keras")
+    data = directory / "unlabelled.npz"
+    wanted = quantize_file(directory / "digits.keras", data, tmp_path / "plain")
+    from_file = quantize_file(tmp_path / "m.keras", data, tmp_path / "file")
+    in_memory = quantize_model(model, data, tmp_path / "memory")
+    assert model.layers[0].compute_dtype == "float16"
+    for summary in (from_file, in_memory):
+        assert summary["agreement"][0]["sqnr_db"] == pytest.approx(
+            wanted["agreement"][0]["sqnr_db"], abs=1
+        )
+
+
+def test_channels_go_by_fewer_than_four_where_there_are_few() -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [layers.Input((8,), name="x"), layers.Dense(4, activation="relu"), layers.Dense(3)]
+    )
+    x = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+    part = Part({"x": x}, None)
+    trainer = Trainer(
+        model,
+        OwnData(part, part, _split_of("", 0, 64, np.arange(64))),
+        ModelShape({"x": (8,)}, ((3,),)),
+        QuantizeOptions(channels=0.5, epochs=1),
+    )
+    assert trainer.remove_channels()["macs"] == 22
+    assert trainer.model.layers[0].units == 2
+
+
 class Doubled(layers.Layer):  # type: ignore[misc]  # Keras has no types
     def call(self, inputs: Any) -> Any:
         return 2 * inputs
@@ -268,6 +307,36 @@ class TestRefusals:
         np.savez(tmp_path / "d.npz", x=np.zeros((4, 4), np.float32))
         with pytest.raises(BadInputError, match="has a type that is not supported; got int32"):
             quantize_file(tmp_path / "m.keras", tmp_path / "d.npz", tmp_path / "out")
+
+    def test_weights_that_are_not_finite(self, directory: Path, tmp_path: Path) -> None:
+        model = read_model(directory / "digits.keras")
+        kernel = model.layers[0].kernel
+        kernel.assign(np.full(kernel.shape, np.nan))
+        write_model(model, tmp_path / "m.keras")
+        with pytest.raises(BadModelError, match=r"m\.keras: holds weights that are NaN .* 72 of"):
+            quantize_file(tmp_path / "m.keras", directory / "labelled.npz", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_inputs_of_free_size(self, directory: Path, tmp_path: Path) -> None:
+        x = layers.Input((None, None, 1), name="image")
+        model = keras.Model(x, layers.GlobalAveragePooling2D()(layers.Conv2D(10, 3)(x)))
+        write_model(model, tmp_path / "m.keras")
+        with pytest.raises(BadInputError, match=r"input 'image' is not fixed; got \(None, None, N"):
+            quantize_file(tmp_path / "m.keras", directory / "labelled.npz", tmp_path / "out")
+
+    def test_fewer_channels_than_there_can_be(self, directory: Path, tmp_path: Path) -> None:
+        options = QuantizeOptions(channels=0.01)
+        with pytest.raises(BadInputError) as caught:
+            quantize_file(
+                directory / "digits.keras",
+                directory / "labelled.npz",
+                tmp_path,
+                dataclasses.replace(options, epochs=1),
+            )
+        assert "--channels is smaller than this model can become; got 0.01, which is" in str(
+            caught.value
+        )
+        assert "multiply-accumulate steps of 23,584; allowed: " in str(caught.value)
 
     @pytest.mark.usefixtures("here")
     def test_an_unsupported_layer_is_named(self, directory: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from edgekiln.errors import BadInputError
 from edgekiln.quantize.own_data import ModelShape, OwnData, read_archive, read_shape
+from edgekiln.train import unpack
 
 SHAPE = ModelShape({"image": (4, 3)}, ((5,),))
 TWO = ModelShape({"one": (4,), "two": (None, 2)}, ((3,), (7, 7)))
@@ -215,3 +216,14 @@ def test_a_zip_file_of_other_things(tmp_path: Path) -> None:
 def test_the_shape_from_a_summary() -> None:
     port = {"name": "image", "shape": [1, 4, 3]}
     assert read_shape({"inputs": [port], "outputs": [{"name": "o", "shape": [1, 5]}]}) == SHAPE
+
+
+def test_a_file_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "d.npz"
+    np.savez_compressed(path, x=np.zeros((1000, 4, 3), np.float32))
+    assert path.stat().st_size < 2000
+    monkeypatch.setattr(unpack, "memory_bytes", lambda: 50_000)
+    assert refused(path) == (
+        "unpacks to more than half of this machine's memory; got 48,128 bytes; allowed: at most "
+        "25,000"
+    )

@@ -430,3 +430,22 @@ def test_quantized_layers_are_keras_layers(residual: Any) -> None:
     assert isinstance(model.get_layer("first"), layers.Conv2D)
     assert isinstance(model.get_layer("classes"), QuantizedDense)
     assert isinstance(model.get_layer("classes"), layers.Dense)
+
+
+@pytest.mark.parametrize("half", ["mixed_float16", "mixed_bfloat16"])
+def test_a_model_of_mixed_precision_is_quantized_in_float32(residual: Any, half: str) -> None:
+    before = keras.config.dtype_policy()
+    try:
+        keras.config.set_dtype_policy(half)
+        model = image_model(residual_body)
+        model.set_weights(residual.get_weights())
+        quantized = quantize_model(model, QatConfig(weight_bits=4, ranges="lsq"), IMAGES)
+        assert keras.config.dtype_policy().name == half
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert {layer.dtype_policy.name for layer in quantized.layers} == {"float32"}
+    assert model.get_layer("first").dtype_policy.name == half
+    wanted = quantize_model(residual, QatConfig(weight_bits=4, ranges="lsq"), IMAGES)
+    np.testing.assert_array_equal(run(quantized, IMAGES), run(wanted, IMAGES))
+    compile_model(quantized, keras.optimizers.SGD(0.01))
+    quantized.fit(IMAGES, LABELS, epochs=1, verbose=0)

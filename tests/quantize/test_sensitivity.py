@@ -145,6 +145,19 @@ def test_the_report_as_json_and_table(four_bits: SensitivityReport) -> None:
     assert "accuracy on 120 samples, float" in str(table.title)
 
 
+def test_the_table_shows_a_remedy_that_can_be_had(four_bits: SensitivityReport) -> None:
+    """A layer that is left float is no integer model; what it would regain has its own column."""
+    names = [each.layer for each in four_bits.layers]
+    cells = dict(zip(names, _last_column(four_bits), strict=True))
+    assert not any(cell.startswith(EXCLUDED) for cell in cells.values())
+    assert cells["hidden"].startswith((WIDE_WEIGHTS, WIDE_ACTIVATIONS))
+    assert cells["probabilities_softmax"] == "-"
+
+
+def _last_column(report: SensitivityReport) -> list[str]:
+    return [str(cell) for cell in report.table().columns[-1].cells]
+
+
 def test_labels_of_another_length_are_refused(net: Any) -> None:
     with pytest.raises(BadInputError, match=r"labels do not fit .* got shape \(3,\); allowed: \("):
         measure_sensitivity(net, CALIBRATION, DATA, PtqConfig(), LABELS[:3])

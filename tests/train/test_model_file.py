@@ -14,6 +14,7 @@ import pytest
 from keras_marks import KERAS
 
 from edgekiln.errors import BadInputError, BadModelError
+from edgekiln.train import unpack
 from edgekiln.train.model_file import read_model, write_model
 from edgekiln.train.quiet_keras import keras
 
@@ -358,3 +359,21 @@ def run_tflite(path: Path, x: np.ndarray) -> np.ndarray:
         interpreter.invoke()
         outputs.append(interpreter.get_tensor(given["index"])[0])
     return np.stack(outputs)
+
+
+@pytest.mark.parametrize("half", ["mixed_float16", "mixed_bfloat16"])
+def test_a_model_of_mixed_precision_computes_in_float32(tmp_path: Path, half: str) -> None:
+    model = keras.Sequential([layers.Input((3,)), layers.Dense(2, dtype=half), layers.ReLU()])
+    write_model(model, tmp_path / "m.keras")
+    again = read_model(tmp_path / "m.keras")
+    assert {layer.compute_dtype for layer in again.layers} == {"float32"}
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    exact = np.maximum(x @ np.asarray(model.layers[0].kernel), 0)
+    np.testing.assert_allclose(np.asarray(again(x)), exact, rtol=1e-6)
+
+
+def test_a_file_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model(small_model(), tmp_path / "m.keras")
+    monkeypatch.setattr(unpack, "memory_bytes", lambda: 2000)
+    with pytest.raises(BadInputError, match=r"m\.keras: unpacks to more .*: at most 1,000"):
+        read_model(tmp_path / "m.keras")
