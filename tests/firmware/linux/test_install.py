@@ -4,13 +4,16 @@ import dataclasses
 import os
 import subprocess
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgekiln.errors import BadInputError, BoardError
 from edgekiln.firmware.linux.facts import Facts, find_facts, read_facts
 from edgekiln.firmware.linux.install import (
+    Environment,
     download_command,
     install_environment,
     prepare_environment,
@@ -83,7 +86,8 @@ def test_of_other_environments_the_one_used_last_is_kept(
     on_the_way = base / "envs" / ".wheels-abc"
     on_the_way.mkdir()
     third = install("three")
-    assert set((base / "envs").iterdir()) == {first, third, on_the_way, base / "envs" / "lock"}
+    names = {path.name for path in (base / "envs").iterdir()}
+    assert names == {first.name, third.name, on_the_way.name, "lock", "busy"}
 
 
 def test_a_failure_leaves_nothing_of_an_environment(
@@ -98,7 +102,7 @@ def test_a_failure_leaves_nothing_of_an_environment(
             wheelhouse=tmp_path / "wheels",
             base=str(tmp_path / "base"),
         )
-    assert [path.name for path in (tmp_path / "base" / "envs").iterdir()] == ["lock"]
+    assert {path.name for path in (tmp_path / "base" / "envs").iterdir()} == {"lock", "busy"}
 
 
 def test_without_wheels_here_the_boards_pip_is_asked(
@@ -119,6 +123,24 @@ def test_without_wheels_here_the_boards_pip_is_asked(
         )
     assert "the Python wheels for the board cannot be fetched here" in capsys.readouterr().err
     assert not list((tmp_path / "cache").glob("wheels-*[0-9a-f]"))
+
+
+def test_two_deploys_that_want_the_same_environment_make_it_once(
+    server: Any, facts: Facts, tmp_path: Path
+) -> None:
+    write_wheel(tmp_path / "wheels")
+    base = tmp_path / "base"
+
+    def install(_: int) -> Environment:
+        with server.connect() as own:
+            return install_environment(
+                own, ["ektoy==1.0"], facts=facts, wheelhouse=tmp_path / "wheels", base=str(base)
+            )
+
+    with ThreadPoolExecutor(3) as pool:
+        made = list(pool.map(install, range(3)))
+    assert sorted(environment.was_there for environment in made) == [False, True, True]
+    assert not list((base / "envs").glob(".wheels-*"))
 
 
 @pytest.mark.parametrize(
