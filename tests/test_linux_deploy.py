@@ -266,6 +266,24 @@ def test_the_service_is_installed_refreshed_and_removed(
     assert not unit.exists()
 
 
+def test_a_board_without_python_gets_the_c_program(
+    edgekiln: Deploy, server: Server, home: Path, models: dict[str, Path]
+) -> None:
+    write_wrapper(server, "python3", "exit 127")
+    code, out, err = edgekiln(models["cnn"])
+    assert code == 0, err
+    assert "Python none" in err and "left out: python3 is not installed" in err
+    results = read_results(Path(out.strip()))
+    own, *others = results.runtimes
+    assert results.all_equal and own.error is None
+    assert {run.error for run in others} <= {"python3 is not installed"}
+    command = [home / "edgekiln" / NAME / "current/edgekiln-model", "--selftest"]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    write_wrapper(server, "systemctl", "exit 0")
+    code, _, err = edgekiln(models["cnn"], "--service")
+    assert code == 3 and "the service needs python3" in one_line(err)
+
+
 def test_a_service_is_refused_where_there_is_none_before_anything_is_made(
     edgekiln: Deploy, server: Server, models: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -239,6 +239,19 @@ def test_what_cannot_be_used_is_one_line(
     assert line.startswith("edgekiln-run: ") and message in line
 
 
+def test_the_c_program_does_not_take_a_npy_file_for_codes(
+    installed: Path, digits: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "x.npy").write_bytes(npy(digits[:3]))
+    assert (tmp_path / "x.npy").stat().st_size % digits[0].nbytes == 0
+    command = [installed / "edgekiln-model", tmp_path / "x.npy"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"edgekiln-model: {tmp_path}/x.npy: a .npy file, not raw codes; edgekiln-run reads it\n"
+    )
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(installed: Path, digits: Any) -> None:
     command = f"'{sys.executable}' -I '{installed}/edgekiln-run' | head -n 1"
     data = digits.tobytes() * 2000  # more lines than a pipe holds
@@ -349,6 +362,24 @@ def test_the_server_answers(socket_path: Path, digits: Any) -> None:
     assert metrics["edgekiln_inferences_total"] == str(len(digits) + 1)
     assert metrics["edgekiln_requests_total"] == "8"
     assert metrics["edgekiln_errors_total"] == "4"
+
+
+def test_the_example_client_explains_itself(
+    installed: Path, socket_path: Path, digits: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "digits.npy").write_bytes(npy(digits[:2]))
+    (tmp_path / "bad.npy").write_bytes(b"\x93NUMPY")
+
+    def ask(*arguments: str) -> tuple[int, int, str]:
+        command = [sys.executable, "-I", str(installed / "example_client.py"), *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        return done.returncode, len(done.stdout.splitlines()), done.stderr
+
+    assert ask("s", "digits.npy") == (0, 2, "")
+    assert ask("s", "bad.npy") == (1, 0, "example_client: not a .npy file, or a damaged one\n")
+    assert ask("none", "digits.npy")[2].startswith("example_client: [Errno 2] No such file")
+    assert ask("s", "none.npy")[2].startswith("example_client: [Errno 2] No such file")
+    assert "Usage: example_client.py SOCKET FILE.npy" in ask()[2]
 
 
 def test_the_server_goes_on_when_the_program_was_killed(
