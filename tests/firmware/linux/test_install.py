@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import ensurepip
 import os
+import shutil
 import subprocess
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +26,10 @@ FACTS = "machine aarch64\nbits 64\nglibc 2.19\npython 3.11.2\n"
 
 
 def write_wheel(directory: Path, name: str = "ektoy") -> None:
-    """Writes the wheel of a package with nothing but a number."""
+    """Writes the wheel of a package with nothing but a number; and pip's, as boards get it."""
     directory.mkdir()
+    (pip,) = (Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl")
+    shutil.copy(pip, directory)
     meta = f"{name}-1.0.dist-info"
     with zipfile.ZipFile(directory / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr(f"{name}.py", "number = 7\n")
@@ -141,6 +145,59 @@ def test_two_deploys_that_want_the_same_environment_make_it_once(
         made = list(pool.map(install, range(3)))
     assert sorted(environment.was_there for environment in made) == [False, True, True]
     assert not list((base / "envs").glob(".wheels-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", ["echo 'Connection reset' >&2; exit 255", "kill -9 $$"])
+def test_a_lost_connection_at_any_step_leaves_nothing_that_hinders(
+    server: Any,
+    facts: Facts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    harm: str,
+    record_property: Any,
+) -> None:
+    wheels, base, path = tmp_path / "wheels", tmp_path / "base", os.environ["PATH"]
+    write_wheel(wheels)
+    counter, faults = tmp_path / "counter", tmp_path / "faults"
+    faults.mkdir()
+
+    def install(number: int = 0) -> str:
+        """Harms the n-th call of ssh; returns the error."""
+        counter.write_text("")
+        (faults / "ssh").write_text(
+            f"#!/bin/sh\nprintf x >>{counter}\n"
+            f'[ "$(stat -c %s {counter})" != {number} ] || {{ {harm}; }}\n'
+            f'exec {shutil.which("ssh", path=path)} "$@"\n'
+        )
+        (faults / "ssh").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{faults}:{path}")
+        try:
+            with server.connect() as own:
+                install_environment(
+                    own, ["ektoy==1.0"], facts=facts, wheelhouse=wheels, base=str(base)
+                )
+        except BoardError as error:
+            return str(error)
+        finally:
+            monkeypatch.setenv("PATH", path)
+        return ""
+
+    assert not install()
+    calls = counter.stat().st_size
+    assert calls >= 5, "login, lock, look, wheels, install"
+    survived = []
+    for number in range(1, calls + 1):
+        shutil.rmtree(base)
+        error = install(number)
+        assert error and not list(base.glob("envs/*/.complete")), number
+        assert not install(), error
+        (made,) = base.glob("envs/*/bin/python")
+        subprocess.run([made, "-c", "import ektoy"], check=True, timeout=60)
+        assert not list(base.glob("envs/.wheels-*")), error
+        survived.append(f"ssh {number}: {error}")
+    record_property("faults", len(survived))
+    print(*survived, f"{len(survived)} faults", sep="\n")
 
 
 @pytest.mark.parametrize(
