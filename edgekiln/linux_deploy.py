@@ -130,10 +130,12 @@ def deploy_to_hosts(
             What ran before still runs where a release has not become current.
     """
     from edgekiln.firmware.linux.hosts import choose_targets
+    from edgekiln.firmware.linux.releases import check_name
 
     linux = _need_linux(board)
     targets = choose_targets(board, options.hosts)
     work = find_model(model, build, optimize, given)
+    check_name(work.name)
     check_linux_tools(work)
     with contextlib.ExitStack() as stack:
         looked = _on_each(targets, lambda target: _look_at(target, linux, build, options, stack))

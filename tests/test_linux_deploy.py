@@ -222,6 +222,16 @@ def test_a_model_of_any_name_is_deployed(
     assert not list(tmp_path.rglob("pwned")) and not list(home.rglob("pwned"))
 
 
+def test_a_model_that_would_lie_where_the_environments_do_is_refused(
+    edgekiln: Deploy, home: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    model = tmp_path / "envs.tflite"
+    shutil.copy(models["mlp"], model)
+    code, _, err = edgekiln(model)
+    assert code == 2 and "not a name for an application; got 'envs'" in one_line(err)
+    assert not (tmp_path / "build").exists() and not list(home.iterdir())
+
+
 def test_what_the_board_lacks_is_said_before_anything_is_made(
     edgekiln: Deploy, server: Server, models: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -245,11 +245,11 @@ class Connection:
             script: A POSIX shell script. It is fixed text: nothing may be formatted into it.
             arguments: Its ``$1``, ``$2``, …, any texts without NUL.
         """
-        words = ["sh", "-c", script, "edgekiln", *arguments]
+        words = [script, "edgekiln", *arguments]
         if any("\0" in word for word in words):
             raise BadInputError("a NUL cannot be sent to the board", where=self.host)
         line = " ".join(map(_quote, words))
-        return [*self._ssh(), "--", self.host.destination, f"exec {line}"]
+        return [*self._ssh(), "--", self.host.destination, f"exec sh -c {line}"]
 
     def run(
         self,
@@ -393,7 +393,8 @@ def _no_answer(host: Host, timeout_s: float) -> BoardError:
 
 def _quote(word: str) -> str:
     """Quotes a word for the login shell. For fish a backslash has to be in double quotes."""
-    return shlex.quote(word).replace("\\", "'\"\\\\\"'")
+    quoted = word.replace("'", "'\"'\"'").replace("\\", "'\"\\\\\"'")
+    return f"'{quoted}'"
 
 
 def find_program(name: str, package: str) -> str:
