@@ -16,7 +16,7 @@ import re
 import shutil
 import signal
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,16 +25,18 @@ import numpy as np
 
 from edgekiln.bench.results import Conditions, Latency, System
 from edgekiln.bench.tensors import Tensors, TensorSpec
-from edgekiln.errors import BoardError
+from edgekiln.errors import BoardError, CheckFailedError
 from edgekiln.firmware.boards import LinuxCore
 from edgekiln.firmware.bundle import TensorInfo
 from edgekiln.firmware.linux.facts import Facts, RuntimeChoice, read_throttled
+from edgekiln.firmware.linux.lock import hold_lock
 from edgekiln.firmware.linux.releases import check_name
 from edgekiln.firmware.linux.runner.program import PROGRAM_NAME, Program, build_program
-from edgekiln.firmware.linux.ssh import Completed, Connection, check_remote_path, last_line
+from edgekiln.firmware.linux.ssh import Completed, Connection, last_line
 
 BOARD = Path(__file__).parent / "board"
 TIMEOUT_S = 900.0
+MEASURING_WAIT_S = 3600
 GENERATED_C = "generated C"
 FLOAT = "float"
 
@@ -159,7 +161,8 @@ class LinuxBoard:
 
         Raises:
             ToolMissingError: The C compiler for the board is not installed.
-            BoardError: The board cannot be reached, or the generated C does not work there.
+            BoardError: The board cannot be reached.
+            CheckFailedError: The generated C does not work there.
         """
         with tempfile.TemporaryDirectory(prefix="edgekiln-") as temporary:
             work = Path(temporary)
@@ -169,15 +172,15 @@ class LinuxBoard:
             )
             (work / _CODES).write_bytes(pack(codes))
             there = f"{self.base.rstrip('/')}/.try-{check_name(program.bundle.name)}"
-            self.connection.run('mkdir -p -- "$1"', check_remote_path(self.base))
             place = Place(self.facts, self.base, there, program.bundle.name, _NO_CHOICE, None)
-            try:
-                self.connection.push(work, there)
-                board = _Board(self.connection, place, effort, TIMEOUT_S, codes, there)
-                return program, board.run_program(program.bundle.outputs)
-            finally:
-                with contextlib.suppress(BoardError):
-                    self.connection.run('rm -rf -- "$1"', there)
+            with measure_alone(self.connection, self.base):
+                try:
+                    self.connection.push(work, there)
+                    board = _Board(self.connection, place, effort, TIMEOUT_S, codes, there)
+                    return program, board.run_program(program.bundle.outputs)
+                finally:
+                    with contextlib.suppress(BoardError):
+                        self.connection.run('rm -rf -- "$1"', there)
 
 
 @dataclass(frozen=True)
@@ -228,7 +231,16 @@ class LinuxRun:
 
 
 class _UnusableError(Exception):
-    """What a measurement answered cannot be used; the message is for people."""
+    """What a measurement answered cannot be used; the message is for people.
+
+    Args:
+        message: Why.
+        is_crash: Whether what was measured has itself to blame.
+    """
+
+    def __init__(self, message: str, *, is_crash: bool = True) -> None:
+        self.is_crash = is_crash
+        super().__init__(message)
 
 
 def measure_on_linux(
@@ -255,16 +267,28 @@ def measure_on_linux(
         timeout_s: For how long each of them may run.
 
     Raises:
-        BoardError: The board cannot be reached, its disk is full, or the generated C crashes
-            there, takes too long or answers nonsense.
+        BoardError: The board cannot be reached, or its disk is full.
+        CheckFailedError: The generated C crashes there, takes too long or answers nonsense.
     """
-    _send(connection, place, codes, reals, cases)
-    before = read_conditions(connection)
-    board = _Board(connection, place, effort, timeout_s, codes)
-    generated = board.run_program(outputs)
-    measured = tuple(board.run_case(case) for case in cases)
-    after = read_conditions(connection)
+    with measure_alone(connection, place.base):
+        _send(connection, place, codes, reals, cases)
+        before = read_conditions(connection)
+        board = _Board(connection, place, effort, timeout_s, codes)
+        generated = board.run_program(outputs)
+        measured = tuple(board.run_case(case) for case in cases)
+        after = read_conditions(connection)
     return LinuxRun(_describe_system(place.facts, before, after), generated, measured)
+
+
+@contextlib.contextmanager
+def measure_alone(connection: Connection, base: str) -> Iterator[None]:
+    """Keeps other measurements of the board from running meanwhile, and waits for them before.
+
+    Raises:
+        BoardError: The board cannot be reached, or another measurement does not end.
+    """
+    with hold_lock(connection, f"{base.rstrip('/')}/.measuring", wait_s=MEASURING_WAIT_S):
+        yield
 
 
 def read_conditions(connection: Connection) -> Conditions:
@@ -315,7 +339,8 @@ class _Board:
             tensors = unpack(raw, specs, self._samples)
             latencies = self._latencies({"1": about.get("times_ns")})
         except _UnusableError as error:
-            raise BoardError(f"{GENERATED_C}: {error}", where=self._connection.host) from None
+            kind = CheckFailedError if error.is_crash else BoardError
+            raise kind(f"{GENERATED_C}: {error}", where=self._connection.host) from None
         return Measured(
             name=GENERATED_C,
             version=None,
@@ -394,7 +419,8 @@ class _Board:
             timeout_s=self._timeout_s + _GRACE_S,
         )
         if done.returncode != 0:
-            raise _UnusableError(explain(done, self._timeout_s))
+            crashed = done.returncode == _OUT_OF_TIME or done.returncode > _KILLED
+            raise _UnusableError(explain(done, self._timeout_s), is_crash=crashed)
         return split_answer(done.stdout)
 
     def _latencies(self, times_ns: Any) -> tuple[Latency, ...]:
@@ -483,7 +509,6 @@ def _send(
     cases: Sequence[Case],
 ) -> None:
     """Makes the measuring directory on the board; sends only what is not there."""
-    connection.run('mkdir -p -- "$1"', check_remote_path(place.base))
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as temporary:
         directory = Path(temporary)
         shutil.copyfile(BOARD / "measure.py", directory / _PROGRAM)

@@ -64,8 +64,9 @@ def measure_linux(
 
     Raises:
         CheckFailedError: A byte differs between the generated C on the board, the generated C
-            on the host and TensorFlow Lite Micro. What other runtimes answer is never an error.
-        BoardError: The board cannot be reached, or the generated C does not work there.
+            on the host and TensorFlow Lite Micro, or the generated C does not work there. What
+            other runtimes answer is never an error.
+        BoardError: The board cannot be reached.
         ToolMissingError: A C compiler is missing.
     """
     run = measure_on_linux(
@@ -105,8 +106,9 @@ def bench_linux(
         codes: One array ``[N, ...]`` per model input.
 
     Raises:
-        CheckFailedError: A byte differs between the board and the generated C on the host.
-        BoardError: The board cannot be reached, or the generated C does not work there.
+        CheckFailedError: A byte differs between the board and the generated C on the host, or
+            the generated C does not work there.
+        BoardError: The board cannot be reached.
         ToolMissingError: A C compiler is missing.
     """
     program, measured = there.run(bundle, codes)

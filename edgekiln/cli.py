@@ -187,6 +187,7 @@ _NO_LINUX_OPTIONS: Mapping[str, Any] = {
     "as_list": False,
     "rollback": False,
     "service": None,
+    "http_port": None,
     "runtimes": True,
 }
 #: The options of `takes_linux_options`, by the name of their value.
@@ -209,6 +210,12 @@ LINUX_OPTIONS: dict[str, Callable[[F], F]] = {
         "--service/--no-service",
         default=None,
         help="Serve the model on the hosts by systemd, or end that.  [default: as it is]",
+    ),
+    "http_port": click.option(
+        "--http-port",
+        type=click.IntRange(1024, 65535),
+        help="With --service: answer on this port of the hosts' loopback interface instead of a "
+        "Unix socket.",
     ),
     "runtimes": click.option(
         "--runtimes/--no-runtimes",
@@ -606,6 +613,8 @@ def _check_deploy_options(board: Board, where: Destination, linux: Mapping[str, 
     """Refuses options that go with other boards than the one that is meant."""
     if linux["as_list"] and linux["rollback"]:
         raise BadInputError("--list and --rollback are two different things")
+    if linux["http_port"] is not None and not linux["service"]:
+        raise BadInputError("--http-port goes with --service")
     if board.linux is None and linux != _NO_LINUX_OPTIONS:
         raise BadInputError(
             "--host, --list, --rollback, --service and --no-runtimes are for boards that run Linux",
@@ -637,7 +646,9 @@ def _deploy_to_linux(
     from edgekiln import linux_deploy
 
     as_list, rollback = linux["as_list"], linux["rollback"]
-    options = linux_deploy.LinuxOptions(linux["hosts"], linux["runtimes"], linux["service"])
+    options = linux_deploy.LinuxOptions(
+        linux["hosts"], linux["runtimes"], linux["service"], linux["http_port"]
+    )
 
     with stdout_for_results():
         if as_list:

@@ -65,11 +65,14 @@ class LinuxOptions:
         hosts: What the user named; empty for what the environment or the board's file says.
         runtimes: Whether LiteRT and ONNX Runtime are installed there, and measured too.
         service: Whether the model is served there by systemd; None leaves that as it is.
+        http_port: The port of the loopback interface there on which the service answers; None
+            for a Unix socket.
     """
 
     hosts: tuple[str, ...] = ()
     runtimes: bool = True
     service: bool | None = None
+    http_port: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,13 +130,15 @@ def deploy_to_hosts(
             What ran before still runs where a release has not become current.
     """
     from edgekiln.firmware.linux.hosts import choose_targets
+    from edgekiln.firmware.linux.releases import check_name
 
     linux = _need_linux(board)
     targets = choose_targets(board, options.hosts)
     work = find_model(model, build, optimize, given)
+    check_name(work.name)
     check_linux_tools(work)
     with contextlib.ExitStack() as stack:
-        looked = _on_each(targets, lambda target: _look_at(target, linux, build, stack))
+        looked = _on_each(targets, lambda target: _look_at(target, linux, build, options, stack))
         sessions = [found for found in looked if isinstance(found, _Session)]
         outcomes = {o.target: o for o in looked if isinstance(o, Outcome)}
         if sessions:
@@ -299,7 +304,7 @@ def _on_each(items: Sequence[S], do: Callable[[S], T]) -> list[T]:
 
 
 def _look_at(
-    target: Target, linux: Linux, build: Path, stack: contextlib.ExitStack
+    target: Target, linux: Linux, build: Path, options: LinuxOptions, stack: contextlib.ExitStack
 ) -> _Session | Outcome:
     """Reaches a board and finds out what it is; the stack ends the connection."""
     from edgekiln.firmware.linux.facts import find_facts
@@ -310,9 +315,24 @@ def _look_at(
         connection = stack.enter_context(open_target(target, _disks(build)))
         facts = find_facts(connection, linux.directory)
         say(f"{target.text}: {_describe(facts)}")
+        _check_service(target, facts, options)
         return _Session(target, connection, facts, _choose_core(target, linux, facts))
     except EdgekilnError as error:
         return Outcome(target, error=error)
+
+
+def _check_service(target: Target, facts: Facts, options: LinuxOptions) -> None:
+    """Makes sure that the model can be served where that is wanted."""
+    if not options.service:
+        return
+    if not facts.has_systemd:
+        raise BoardError(
+            "no systemd of the user runs there, so there is no service", where=target.text
+        )
+    if facts.python is None:
+        raise BoardError(
+            "the service needs python3", where=target.text, hint="sudo apt-get install python3"
+        )
 
 
 def _choose_core(target: Target, linux: Linux, facts: Facts) -> LinuxCore:
@@ -445,9 +465,9 @@ def _deploy_one(
         )
         outcome = dataclasses.replace(outcome, deployed=deployed)
         say(f"{session.target.text}: {_describe_deployed(deployed)}")
-        _serve(session, release.name, linux, options)
         place = _place(session, linux, release.name, deployed, choice, environment, why)
         try:
+            _serve(session, release.name, linux, options)
             cases = _cases(shared.work) if options.runtimes else ()
             path = _measure(session, shared, program, place, cases, results)
         except CheckFailedError as error:
@@ -459,16 +479,28 @@ def _deploy_one(
 
 
 def _go_back(session: _Session, release: Release, deployed: Deployed, linux: Linux) -> str:
-    """Makes the release before current again after the new one gave wrong bytes; tells of it."""
+    """Makes the release before current again after the new one has failed; tells of it."""
     from edgekiln.firmware.linux.releases import rollback
     from edgekiln.firmware.linux.service import refresh_service
 
     if deployed.is_unchanged or not deployed.previous:
         return "; there is no other release to go back to"
-    rollback(session.connection, release.name, base=linux.directory, selftest=release.selftest)
-    if session.facts.has_systemd:
-        refresh_service(session.connection, release.name)
-    return f"; release {deployed.previous} is current again"
+    back = None
+    try:
+        back = rollback(
+            session.connection,
+            release.name,
+            base=linux.directory,
+            selftest=release.selftest,
+            only_from=deployed.id,
+        )
+        if session.facts.has_systemd:
+            refresh_service(session.connection, release.name)
+    except EdgekilnError as error:
+        if back is None:
+            return f"; going back to release {deployed.previous} failed: {error}"
+        return f"; release {back.id} is current again, but: {error}"
+    return f"; release {back.id} is current again"
 
 
 def _prepare(
@@ -509,7 +541,9 @@ def _serve(session: _Session, name: str, linux: Linux, options: LinuxOptions) ->
 
     connection, host = session.connection, session.target.text
     if options.service:
-        for line in install_service(connection, name, base=linux.directory):
+        for line in install_service(
+            connection, name, base=linux.directory, http_port=options.http_port
+        ):
             say(f"{host}: {line}")
     elif options.service is not None:
         remove_service(connection, name)

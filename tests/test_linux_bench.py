@@ -63,7 +63,7 @@ def test_bench_measures_and_leaves_nothing(
     assert found["latency_us"] > 0 and found["instructions"] is None
     assert found["flash_bytes"] == found["flash_constants_bytes"] + found["flash_code_bytes"]
     assert found["ram_bytes"] >= found["arena_bytes"] > 0 and found["stack_bytes"] is None
-    assert left_on(server) == ["edgekiln"]
+    assert left_on(server) == ["edgekiln", "edgekiln/.measuring"]
     code, out, err = run(*arguments, "--host", server.alias)
     assert code == 0 and "latency" in out and "peak stack" not in out
 
@@ -89,7 +89,7 @@ def test_verify_compares_every_byte_on_the_board(run: Run, server: Server, model
     found = json.loads(out)
     assert found["match"] and (found["samples"], found["target"]) == (7, "rpi")
     assert found["bytes"] == 70
-    assert left_on(server) == ["edgekiln"]
+    assert left_on(server) == ["edgekiln", "edgekiln/.measuring"]
 
 
 @pytest.mark.skipif(not tflm_available(), reason="no tflite-micro wheel for this machine")

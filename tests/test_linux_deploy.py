@@ -222,6 +222,16 @@ def test_a_model_of_any_name_is_deployed(
     assert not list(tmp_path.rglob("pwned")) and not list(home.rglob("pwned"))
 
 
+def test_a_model_that_would_lie_where_the_environments_do_is_refused(
+    edgekiln: Deploy, home: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    model = tmp_path / "envs.tflite"
+    shutil.copy(models["mlp"], model)
+    code, _, err = edgekiln(model)
+    assert code == 2 and "not a name for an application; got 'envs'" in one_line(err)
+    assert not (tmp_path / "build").exists() and not list(home.iterdir())
+
+
 def test_what_the_board_lacks_is_said_before_anything_is_made(
     edgekiln: Deploy, server: Server, models: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -239,7 +249,9 @@ def test_the_service_is_installed_refreshed_and_removed(
     edgekiln: Deploy, server: Server, home: Path, models: dict[str, Path], tmp_path: Path
 ) -> None:
     calls = tmp_path / "calls"
-    write_wrapper(server, "systemctl", f'echo "$*" >>{calls}')
+    write_wrapper(
+        server, "systemctl", f'echo "$*" >>{calls}; case $* in *ActiveState*) echo active ;; esac'
+    )
     write_wrapper(server, "loginctl", "[ $1 != show-user ] || echo no")
     unit = home / ".config/systemd/user/edgekiln-my_model.service"
 
@@ -264,15 +276,94 @@ def test_the_service_is_installed_refreshed_and_removed(
     assert not unit.exists()
 
 
-def test_wrong_bytes_in_the_measurement_bring_the_release_before_back(
-    edgekiln: Deploy, server: Server, home: Path, models: dict[str, Path], tmp_path: Path
+def test_a_board_without_python_gets_the_c_program(
+    edgekiln: Deploy, server: Server, home: Path, models: dict[str, Path]
+) -> None:
+    write_wrapper(server, "python3", "exit 127")
+    code, out, err = edgekiln(models["cnn"])
+    assert code == 0, err
+    assert "Python none" in err and "left out: python3 is not installed" in err
+    results = read_results(Path(out.strip()))
+    own, *others = results.runtimes
+    assert results.all_equal and own.error is None
+    assert {run.error for run in others} <= {"python3 is not installed"}
+    command = [home / "edgekiln" / NAME / "current/edgekiln-model", "--selftest"]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    write_wrapper(server, "systemctl", "exit 0")
+    code, _, err = edgekiln(models["cnn"], "--service")
+    assert code == 3 and "the service needs python3" in one_line(err)
+
+
+def test_a_service_is_refused_where_there_is_none_before_anything_is_made(
+    edgekiln: Deploy, server: Server, models: dict[str, Path], tmp_path: Path
+) -> None:
+    write_wrapper(server, "systemctl", "exit 1")
+    code, _, err = edgekiln(models["mlp"], "--service")
+    assert code == 3 and "no systemd of the user runs there" in one_line(err)
+    code, _, err = edgekiln(models["mlp"], "--http-port", "8080")
+    assert (code, one_line(err)) == (2, "--http-port goes with --service")
+    assert not (tmp_path / "build" / NAME).exists()
+
+
+def test_a_service_that_does_not_start_brings_the_release_before_back(
+    edgekiln: Deploy, server: Server, home: Path, models: dict[str, Path]
+) -> None:
+    # It starts while the release of the mlp is current.
+    mlp = sha256_file(models["mlp"])
+    write_wrapper(
+        server,
+        "systemctl",
+        'case $* in *ActiveState*) echo active ;; *" restart "*) '
+        f"grep -q {mlp} edgekiln/{NAME}/current/model.json ;; esac",
+    )
+    assert edgekiln(models["mlp"], "--no-runtimes", "--service", "--http-port", "8080")[0] == 0
+    unit = home / f".config/systemd/user/edgekiln-{NAME}.service"
+    assert "--serve 127.0.0.1:8080" in unit.read_text()
+    code, _, err = edgekiln(models["cnn"], "--no-runtimes")
+    line = one_line(err)
+    assert code == 1 and "the service does not start" in line
+    assert re.search(r"; release [0-9a-f]{20} is current again$", line), line
+    assert answering_model(home) == mlp
+
+
+def test_going_back_leaves_alone_what_somebody_else_deployed_meanwhile(
+    edgekiln: Deploy, server: Server, home: Path, models: dict[str, Path]
+) -> None:
+    assert edgekiln(models["mlp"], "--no-runtimes")[0] == 0
+    application = home / "edgekiln" / NAME
+    shutil.copytree((application / "current").resolve(), application / "releases" / "abc")
+    switch = f"ln -sfn releases/abc {application}/current"
+    write_wrapper(
+        server, "timeout", f'case "$*" in *--measure*) {switch}; exit 139;; esac; exec "$real" "$@"'
+    )
+    code, _, err = edgekiln(models["cnn"], "--no-runtimes")
+    line = one_line(err)
+    assert code == 1 and "it crashed (SIGSEGV); going back to release" in line
+    assert line.endswith("another release is current; got abc")
+    assert (application / "current").readlink() == Path("releases/abc")
+
+
+MEASUREMENTS_THAT_FAIL = {
+    "wrong bytes": '"$real" "$@" | tr "\\200" "\\201"; exit',
+    "a crash": '"$real" "$@"; exit 139',
+    "nonsense": "echo nonsense; exit",
+}
+
+
+@pytest.mark.parametrize("what", MEASUREMENTS_THAT_FAIL)
+def test_a_measurement_that_fails_brings_the_release_before_back(
+    edgekiln: Deploy,
+    server: Server,
+    home: Path,
+    models: dict[str, Path],
+    tmp_path: Path,
+    what: str,
 ) -> None:
     assert edgekiln(models["mlp"], "--no-runtimes")[0] == 0
     # The self-test passes; what is measured later is not what the program said.
+    harm = MEASUREMENTS_THAT_FAIL[what]
     write_wrapper(
-        server,
-        "timeout",
-        'case "$*" in *--measure*) "$real" "$@" | tr "\\200" "\\201";; *) exec "$real" "$@";; esac',
+        server, "timeout", f'case "$*" in *--measure*) {harm};; *) exec "$real" "$@";; esac'
     )
     code, _, err = edgekiln(models["cnn"], "--no-runtimes")
     line = one_line(err)

@@ -34,6 +34,8 @@ say temperature_mc "$(first /sys/class/thermal/thermal_zone0/temp)"
 say throttled "$(vcgencmd get_throttled 2>/dev/null | sed -n 's/^throttled=//p')"
 say rsync "$(command -v rsync)"
 say flock "$(command -v flock)"
+XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/run/user/$(id -u)}
+export XDG_RUNTIME_DIR
 say systemd "$(systemctl --user show-environment >/dev/null 2>&1 && echo user)"
 say compiler "$(command -v cc)"
 python=$(command -v python3)

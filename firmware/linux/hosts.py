@@ -12,7 +12,7 @@ from pathlib import Path
 from edgekiln.console import say
 from edgekiln.errors import BadInputError
 from edgekiln.firmware.boards import Board
-from edgekiln.firmware.linux.ssh import Connection, parse_host
+from edgekiln.firmware.linux.ssh import Connection, Host, parse_host
 from edgekiln.firmware.virtual_pi import Architecture, Kind, start_virtual_pi
 
 VIRTUAL = "virtual"
@@ -84,7 +84,7 @@ def choose_targets(board: Board, given: Sequence[str]) -> tuple[Target, ...]:
         BadInputError: Nobody says anything, or what they say is no host.
     """
     variable = f"{board.slug.upper().replace('-', '_')}_HOST"
-    texts = list(given) or re.split(r"[\s,]+", os.environ.get(variable, "").strip())
+    texts = list(given) or list(filter(None, re.split(r"[\s,]+", os.environ.get(variable, ""))))
     if not any(texts) and board.linux is not None:
         texts = list(board.linux.hosts)
     if not any(texts):
@@ -123,6 +123,6 @@ def open_target(target: Target, disks: Path) -> Iterator[Connection]:
             cpu=virtual.cpu,
             disk=disks / target.directory,
         ) as pi,
-        Connection(parse_host(pi.alias), ssh_config=pi.ssh_config) as connection,
+        Connection(Host(pi.alias, label=target.text), ssh_config=pi.ssh_config) as connection,
     ):
         yield connection

@@ -13,12 +13,14 @@ from edgekiln.console import say
 from edgekiln.errors import BadInputError, ToolMissingError
 from edgekiln.files import new_directory, sha256_bytes
 from edgekiln.firmware.linux.facts import Facts
+from edgekiln.firmware.linux.lock import hold_lock
 from edgekiln.firmware.linux.releases import DEFAULT_BASE
 from edgekiln.firmware.linux.ssh import Connection, check_remote_path, last_line
 from edgekiln.firmware.virtual_pi.rootfs import cache_directory, locked
 
 INSTALL_SCRIPT = Path(__file__).parent / "install.sh"
 INSTALL_TIMEOUT_S = 1800.0
+LOCK_WAIT_S = 1800
 
 _ID_DIGITS = 20
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*((==|>=|<)[0-9][0-9A-Za-z.]*)?")
@@ -114,18 +116,20 @@ def install_environment(
         BoardError: The board lacks python3-venv, a wheel is missing, or its disk is full. Nothing
             is left of the environment then.
     """
-    found = find_environment(connection, requirements, facts=facts, base=base)
-    if found is not None:
-        return found
     name = _environment_id(requirements, facts)
-    source = "internet"
-    if wheelhouse:
-        size_bytes = sum(path.stat().st_size for path in wheelhouse.iterdir())
-        say(f"{connection.host}: sending {size_bytes >> 20} MiB of Python wheels, once")
-        connection.push(wheelhouse, f"{_envs(base)}/.wheels-{name}")
-        source = "wheels"
-    script = INSTALL_SCRIPT.read_text(encoding="utf-8")
-    connection.run(script, base, name, source, *requirements, timeout_s=INSTALL_TIMEOUT_S)
+    # Deploys of different models may want the same environment at the same time.
+    with hold_lock(connection, f"{_envs(base)}/lock", wait_s=LOCK_WAIT_S):
+        found = find_environment(connection, requirements, facts=facts, base=base)
+        if found is not None:
+            return found
+        source = "internet"
+        if wheelhouse:
+            size_bytes = sum(path.stat().st_size for path in wheelhouse.iterdir())
+            say(f"{connection.host}: sending {size_bytes >> 20} MiB of Python wheels, once")
+            connection.push(wheelhouse, f"{_envs(base)}/.wheels-{name}")
+            source = "wheels"
+        script = INSTALL_SCRIPT.read_text(encoding="utf-8")
+        connection.run(script, base, name, source, *requirements, timeout_s=INSTALL_TIMEOUT_S)
     return Environment(f"{_envs(base)}/{name}", was_there=False)
 
 

@@ -22,7 +22,8 @@ if [ "$source" = look ]; then
     exit 0
 fi
 if command -v flock >/dev/null; then
-    exec 9>>lock
+    # Whose deploy was killed may still be installing.
+    exec 9>>busy
     flock -w 900 9 || fail "another deploy has been installing for long"
 fi
 if [ -f "$id/.complete" ]; then
@@ -32,7 +33,7 @@ if [ -f "$id/.complete" ]; then
 fi
 for other in * .wheels-*; do
     case $other in
-    lock | ".wheels-$id") ;;
+    lock | busy | ".wheels-$id") ;;
     .wheels-*) [ -z "$(find "$other" -maxdepth 0 -mmin +1440 2>/dev/null)" ] || rm -rf "$other" ;;
     *) [ -f "$other/.complete" ] || rm -rf "$other" ;; # its making was killed
     esac

@@ -12,28 +12,21 @@ The board's side is release.sh. Whatever fails or is killed at whatever moment, 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import re
-import secrets
-import socket
 import stat
-import subprocess
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from edgekiln.errors import BadInputError, BoardError, CheckFailedError, EdgekilnError
 from edgekiln.files import sha256_bytes, sha256_file, write_text
 from edgekiln.firmware.linux.facts import Facts
+from edgekiln.firmware.linux.lock import hold_lock
 from edgekiln.firmware.linux.ssh import (
     Completed,
     Connection,
     check_remote_path,
     explain_script,
-    explain_ssh,
 )
 
 RELEASE_SCRIPT = Path(__file__).parent / "release.sh"
@@ -45,11 +38,9 @@ SELFTEST_TIMEOUT_S = 120
 
 _ID_DIGITS = 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_RESERVED = "envs"  # Python environments lie beside the applications
 _ID = re.compile(r"[0-9a-f]+(-[0-9]+)?")
-_HEARTBEAT_S = 5.0
-_LOCK_TIMEOUT_S = 60.0
 _CHECK_CODES = (65, 70)  # of release.sh: damaged files, failed self-test
-_SSH_FAILED = 255
 
 
 @dataclass(frozen=True)
@@ -171,7 +162,7 @@ def deploy_release(
     """
     _check_architecture(connection, release, facts)
     root = _root(base, release.name)
-    with _lock(connection, root) as who:
+    with hold_lock(connection, f"{root}/lock") as who:
         side = _Side(connection, root, who)
         there = side.ask("prepare", release.id)
         whole = there.get("whole", [""])[0]
@@ -201,6 +192,7 @@ def rollback(
     base: str = DEFAULT_BASE,
     selftest: tuple[str, ...] = SELFTEST,
     selftest_timeout_s: int = SELFTEST_TIMEOUT_S,
+    only_from: str = "",
 ) -> Deployed:
     """Makes the release current that was so before the present one. Called twice it goes back two.
 
@@ -210,16 +202,20 @@ def rollback(
         base: As for `deploy_release`.
         selftest: The command that proves that the earlier release works.
         selftest_timeout_s: For how long it may run.
+        only_from: The release that has to be current; empty where any may be.
 
     Raises:
-        BadInputError: There is no earlier release.
+        BadInputError: There is no earlier release, or another one than ``only_from`` is current.
         CheckFailedError: Its self-test fails.
         BoardError: As for `deploy_release`.
     """
     root = _root(base, check_name(name))
-    with _lock(connection, root) as who:
+    with hold_lock(connection, f"{root}/lock") as who:
         side = _Side(connection, root, who)
         before = {"current": [info.id for info in _list(connection, root) if info.is_current]}
+        if only_from and before["current"] != [only_from]:
+            got = " ".join(before["current"])
+            raise BadInputError("another release is current", where=connection.host, got=got)
         found = side.ask("previous")
         if "previous" not in found:
             raise BadInputError("there is no earlier release", where=connection.host, got=name)
@@ -248,11 +244,12 @@ def check_name(name: str) -> str:
     Raises:
         BadInputError: It cannot.
     """
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or name == _RESERVED:
         raise BadInputError(
             "not a name for an application",
             got=repr(name[:80]),
-            allowed="letters, digits, _, . and -, beginning with a letter, digit or _",
+            allowed="letters, digits, _, . and -, beginning with a letter, digit or _; "
+            f"not {_RESERVED}",
         )
     return name
 
@@ -302,76 +299,6 @@ def _read_answer(connection: Connection, done: Completed) -> dict[str, list[str]
             raise BoardError("its answer makes no sense", where=connection.host, got=repr(line))
         answer.setdefault(key, []).append(value)
     return answer
-
-
-@contextlib.contextmanager
-def _lock(connection: Connection, root: str) -> Iterator[str]:
-    """Holds the lock of an application on the board; yields the name in which it is held."""
-    user = re.sub(r"[^A-Za-z0-9._-]", "_", f"{_user()}-{socket.gethostname()}")[:60]
-    who = f"{user} {secrets.token_hex(8)}"
-    with _Lock(connection, root, who):
-        yield who
-
-
-class _Lock:
-    """The lock is a kernel's lock, held by a process on the board that reads from this one.
-
-    It ends with that process, whatever ends it: nothing has to be recognised as stale. A
-    connection that hangs is noticed there because no byte has come for a while.
-    """
-
-    def __init__(self, connection: Connection, root: str, who: str) -> None:
-        connection.open()
-        self._connection = connection
-        self._done = threading.Event()
-        argv = connection.command(_script(), "lock", root, who)
-        self._process = subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-        self._heart = threading.Thread(target=self._beat, daemon=True)
-
-    def __enter__(self) -> None:
-        watchdog = threading.Timer(_LOCK_TIMEOUT_S, self._process.kill)
-        watchdog.start()
-        try:
-            answer = self._process.stdout.readline() if self._process.stdout else b""
-        finally:
-            watchdog.cancel()
-        if answer.strip() == b"locked":
-            self._heart.start()
-            return
-        stdout, stderr = self._process.communicate()
-        done = Completed(self._process.returncode, stdout, stderr.decode(errors="replace"))
-        if done.returncode == _SSH_FAILED or done.returncode < 0:
-            raise explain_ssh(self._connection.host, done.returncode, done.stderr)
-        raise BoardError(explain_script(done), where=self._connection.host)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._done.set()
-        self._heart.join()
-        try:
-            self._process.communicate(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.communicate()
-
-    def _beat(self) -> None:
-        pipe = self._process.stdin
-        while pipe and not self._done.wait(_HEARTBEAT_S):
-            try:
-                pipe.write(b".")
-                pipe.flush()
-            except OSError:
-                return
 
 
 def _list(connection: Connection, root: str) -> tuple[ReleaseInfo, ...]:
@@ -427,10 +354,3 @@ def _root(base: str, name: str) -> str:
 
 def _script() -> str:
     return RELEASE_SCRIPT.read_text(encoding="utf-8")
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "user"

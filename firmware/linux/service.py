@@ -5,13 +5,25 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from edgekiln.errors import BadInputError
+from edgekiln.errors import BadInputError, BoardError, CheckFailedError
 from edgekiln.firmware.linux.releases import DEFAULT_BASE, check_name
-from edgekiln.firmware.linux.ssh import Connection, check_remote_path
+from edgekiln.firmware.linux.ssh import Connection, check_remote_path, explain_script
 
 SERVICE_SCRIPT = Path(__file__).parent / "service.sh"
 
 _SOCKET = "edgekiln-{name}.sock"
+_DOES_NOT_START = 70  # of service.sh
+#: What the service has no need of. Only what a systemd of the user can do without root.
+_HARDENING = (
+    "NoNewPrivileges=yes",
+    "UMask=0077",
+    "LockPersonality=yes",
+    "MemoryDenyWriteExecute=yes",
+    "RestrictAddressFamilies=AF_UNIX AF_INET",
+    "RestrictNamespaces=yes",
+    "RestrictRealtime=yes",
+    "RestrictSUIDSGID=yes",
+)
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_./-]+")
 
 
@@ -20,12 +32,14 @@ def unit_name(name: str) -> str:
     return f"edgekiln-{check_name(name)}.service"
 
 
-def emit_unit(name: str, *, base: str = DEFAULT_BASE) -> str:
-    """Returns the text of an application's unit. Its socket is edgekiln-<name>.sock in %t.
+def emit_unit(name: str, *, base: str = DEFAULT_BASE, http_port: int | None = None) -> str:
+    """Returns the text of an application's unit.
 
     Args:
         name: The application's name.
         base: The directory of the releases on the board.
+        http_port: A port of the loopback interface to serve on; None for the Unix socket
+            edgekiln-<name>.sock in %t.
 
     Raises:
         BadInputError: The directory has a name that a unit would have to quote.
@@ -37,6 +51,7 @@ def emit_unit(name: str, *, base: str = DEFAULT_BASE) -> str:
         )
     home = base if base.startswith("/") else f"%h/{base}"
     program = f"{home.rstrip('/')}/{check_name(name)}/current/edgekiln-run"
+    address = f"127.0.0.1:{http_port}" if http_port else f"unix:%t/{_SOCKET.format(name=name)}"
     return "\n".join(
         (
             "[Unit]",
@@ -45,11 +60,12 @@ def emit_unit(name: str, *, base: str = DEFAULT_BASE) -> str:
             "StartLimitBurst=5",
             "",
             "[Service]",
+            "Type=notify",
             f"ExecStartPre={program} --selftest",
-            f"ExecStart={program} --serve unix:%t/{_SOCKET.format(name=name)}",
+            f"ExecStart={program} --serve {address}",
             "Restart=on-failure",
             "RestartSec=2",
-            "NoNewPrivileges=yes",
+            *_HARDENING,
             "",
             "[Install]",
             "WantedBy=default.target",
@@ -59,9 +75,15 @@ def emit_unit(name: str, *, base: str = DEFAULT_BASE) -> str:
 
 
 def install_service(
-    connection: Connection, name: str, *, base: str = DEFAULT_BASE
+    connection: Connection, name: str, *, base: str = DEFAULT_BASE, http_port: int | None = None
 ) -> tuple[str, ...]:
     """Installs the unit of an application, and starts it anew.
+
+    Args:
+        connection: The board.
+        name: The application's name.
+        base: As for `emit_unit`.
+        http_port: As for `emit_unit`.
 
     Returns:
         What there is to say of it: where its socket is, and what to do so that it runs while the
@@ -69,14 +91,15 @@ def install_service(
 
     Raises:
         BadInputError: As `emit_unit` does.
-        BoardError: systemd is not there, or the service does not start.
+        BoardError: systemd is not there.
+        CheckFailedError: The service does not start.
     """
-    unit = emit_unit(name, base=base).encode()
-    script = SERVICE_SCRIPT.read_text(encoding="utf-8")
-    said = connection.run(script, "install", unit_name(name), stdin=unit).text
-    socket = f"serves on {_SOCKET.format(name=name)} in $XDG_RUNTIME_DIR"
+    unit = emit_unit(name, base=base, http_port=http_port).encode()
+    said = _run(connection, "install", name, unit)
+    place = f"{_SOCKET.format(name=name)} in $XDG_RUNTIME_DIR"
+    serves = f"serves on {f'http://127.0.0.1:{http_port} there' if http_port else place}"
     linger = ("it ends when the user logs out; there: sudo loginctl enable-linger $USER",)
-    return (socket, *(linger if "linger=no" in said else ()))
+    return (serves, *(() if "linger=yes" in said else linger))
 
 
 def refresh_service(connection: Connection, name: str) -> bool:
@@ -86,10 +109,10 @@ def refresh_service(connection: Connection, name: str) -> bool:
         Whether there is such a service and it runs.
 
     Raises:
-        BoardError: It does not start with the current release.
+        CheckFailedError: It does not start with the current release.
+        BoardError: systemd does not answer there.
     """
-    script = SERVICE_SCRIPT.read_text(encoding="utf-8")
-    return "refreshed" in connection.run(script, "refresh", unit_name(name)).text
+    return "refreshed" in _run(connection, "refresh", name)
 
 
 def remove_service(connection: Connection, name: str) -> None:
@@ -98,5 +121,13 @@ def remove_service(connection: Connection, name: str) -> None:
     Raises:
         BoardError: systemd is not there.
     """
+    _run(connection, "remove", name)
+
+
+def _run(connection: Connection, action: str, name: str, unit: bytes = b"") -> str:
     script = SERVICE_SCRIPT.read_text(encoding="utf-8")
-    connection.run(script, "remove", unit_name(name))
+    done = connection.run(script, action, unit_name(name), stdin=unit, check=False)
+    if done.returncode:
+        kind = CheckFailedError if done.returncode == _DOES_NOT_START else BoardError
+        raise kind(explain_script(done), where=connection.host)
+    return done.text

@@ -56,18 +56,27 @@ class Host:
         name: A host's name, an address, or an alias of the ssh configuration.
         user: Who logs in, or empty for what the ssh configuration says.
         port: The port, or None for what the ssh configuration says.
+        label: What it is called in messages, where that is not its address.
     """
 
     name: str
     user: str = ""
     port: int | None = None
+    label: str = ""
 
     @property
     def destination(self) -> str:
         """What ssh takes: ``user@name`` or ``name``."""
         return f"{self.user}@{self.name}" if self.user else self.name
 
+    @property
+    def login(self) -> str:
+        """What a user types after ``ssh`` to log in."""
+        return self.destination if self.port is None else f"-p {self.port} {self.destination}"
+
     def __str__(self) -> str:
+        if self.label:
+            return self.label
         if self.port is None:
             return self.destination
         name = f"[{self.name}]" if ":" in self.name else self.name
@@ -210,18 +219,23 @@ class Connection:
                 stderr=log,
                 env={**os.environ, "LC_ALL": "C"},
             )
-            watchdog = threading.Timer(LOGIN_TIMEOUT_S, master.kill)
-            watchdog.start()
             try:
-                answer = master.stdout.readline() if master.stdout else b""
+                answer = read_line(master, self.host, LOGIN_TIMEOUT_S)
+                if answer == "ready":
+                    self._master = master
+                    return
             finally:
-                watchdog.cancel()
-            if answer == b"ready\n":
-                self._master = master
-                return
-            master.communicate()
+                if self._master is None:
+                    master.communicate()
             log.seek(0)
             said = log.read().decode("utf-8", errors="replace")
+        if answer:
+            raise BoardError(
+                "its login shell prints a text of its own, which nobody can tell from answers",
+                where=self.host,
+                got=repr(answer[:80]),
+                hint=f"ssh {self.host.login} true has to print nothing: see ~/.bashrc there",
+            )
         raise explain_ssh(self.host, master.returncode, said)
 
     def command(self, script: str, *arguments: str) -> list[str]:
@@ -231,10 +245,11 @@ class Connection:
             script: A POSIX shell script. It is fixed text: nothing may be formatted into it.
             arguments: Its ``$1``, ``$2``, …, any texts without NUL.
         """
-        words = ["sh", "-c", script, "edgekiln", *arguments]
+        words = [script, "edgekiln", *arguments]
         if any("\0" in word for word in words):
             raise BadInputError("a NUL cannot be sent to the board", where=self.host)
-        return [*self._ssh(), "--", self.host.destination, f"exec {shlex.join(words)}"]
+        line = " ".join(map(_quote, words))
+        return [*self._ssh(), "--", self.host.destination, f"exec sh -c {line}"]
 
     def run(
         self,
@@ -349,8 +364,37 @@ class Connection:
         return Completed(done.returncode, done.stdout, stderr)
 
 
+def read_line(process: subprocess.Popen[bytes], host: Host, timeout_s: float) -> str:
+    """Returns a line that a process prints, empty at its end; kills it when none comes in time.
+
+    Raises:
+        BoardError: None came in time.
+    """
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        process.kill()
+
+    watchdog = threading.Timer(timeout_s, give_up)
+    watchdog.start()
+    try:
+        line = process.stdout.readline() if process.stdout else b""
+    finally:
+        watchdog.cancel()
+    if late.is_set():
+        raise _no_answer(host, timeout_s)
+    return last_line(line.decode("utf-8", errors="replace"))
+
+
 def _no_answer(host: Host, timeout_s: float) -> BoardError:
     return BoardError(f"no answer within {timeout_s:.0f} s", where=host, hint="is it overloaded?")
+
+
+def _quote(word: str) -> str:
+    """Quotes a word for the login shell. For fish a backslash has to be in double quotes."""
+    quoted = word.replace("'", "'\"'\"'").replace("\\", "'\"\\\\\"'")
+    return f"'{quoted}'"
 
 
 def find_program(name: str, package: str) -> str:
@@ -382,7 +426,7 @@ _SSH_FAILURES: tuple[tuple[str, str, str], ...] = (
     (
         r"Permission denied|Too many authentication failures|No more authentication methods",
         "it accepts none of your keys",
-        "install one with: ssh-copy-id {copy}",
+        "install one with: ssh-copy-id {login} (one with a passphrase has to be in ssh-agent)",
     ),
     (
         r"Could not resolve hostname|Name or service not known",
@@ -420,14 +464,10 @@ def explain_ssh(host: Host, returncode: int, stderr: str) -> BoardError:
     if returncode < 0:
         what = f"ssh was killed by signal {-returncode}"
         return BoardError(what, where=host, hint="a complete release still runs there; try again")
-    port = f"-p {host.port} " if host.port else ""
     known = f"'[{host.name}]:{host.port}'" if host.port else host.name
     for pattern, what, hint in _SSH_FAILURES:
         if re.search(pattern, stderr, re.MULTILINE):
-            filled = hint.format(
-                known=known, login=f"{port}{host.destination}", copy=f"{port}{host.destination}"
-            )
-            return BoardError(what, where=host, hint=filled)
+            return BoardError(what, where=host, hint=hint.format(known=known, login=host.login))
     said = last_line(stderr)
     return BoardError(f"ssh failed: {said}" if said else "the connection was lost", where=host)
 

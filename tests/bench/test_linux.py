@@ -8,6 +8,8 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -254,8 +256,37 @@ def test_a_failing_program_is_an_error(
     board = linux._Board(
         bench.connection, place, EFFORT, seconds_for(what), bench.subject.inputs.tensors
     )
-    with pytest.raises(BoardError, match=message):
+    with pytest.raises(CheckFailedError, match=message):
         board.run_program(bench.subject.image.outputs)
+
+
+def test_a_full_disk_is_no_fault_of_the_program(bench: Bench, tmp_path: Path) -> None:
+    fake(tmp_path, "echo >&2 'cannot write: No space left on device'; exit 2", PROGRAM_NAME)
+    place = dataclasses.replace(bench.place, release=str(tmp_path))
+    board = linux._Board(bench.connection, place, EFFORT, 60, bench.subject.inputs.tensors)
+    with pytest.raises(BoardError, match="generated C: the board's disk is full"):
+        board.run_program(bench.subject.image.outputs)
+
+
+def test_measurements_of_a_board_wait_for_each_other(
+    server: Server, bench: Bench, tmp_path: Path
+) -> None:
+    order: list[str] = []
+    begun = threading.Event()
+
+    def measure_first() -> None:
+        with server.connect() as own, linux.measure_alone(own, str(tmp_path)):
+            begun.set()
+            time.sleep(1)
+            order.append("first")
+
+    thread = threading.Thread(target=measure_first)
+    thread.start()
+    assert begun.wait(60)
+    with linux.measure_alone(bench.connection, str(tmp_path)):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
 
 
 def test_one_wrong_byte_fails_the_deploy(bench: Bench, tmp_path: Path) -> None:

@@ -69,8 +69,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def run_server(directory: Path, alias: str = "virtual-pi") -> Iterator[Server]:
-    """Runs a server; its directory holds a home, too."""
+def run_server(
+    directory: Path, alias: str = "virtual-pi", environment: str = ""
+) -> Iterator[Server]:
+    """Runs a server; its directory holds a home, too. ``environment``: NAME=value for logins."""
     path = f"{os.environ['PATH']}:{SBIN}"
     missing = [package for name, package in PROGRAMS.items() if not shutil.which(name, path=path)]
     if missing:
@@ -81,7 +83,7 @@ def run_server(directory: Path, alias: str = "virtual-pi") -> Iterator[Server]:
         make_key(directory / name)
     wrappers, home = directory / "wrappers", directory / "home"
     wrappers.mkdir()
-    home.mkdir()
+    home.mkdir(exist_ok=True)
     port = free_port()
     (directory / "sshd_config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {directory}/host_key\n"
@@ -89,7 +91,8 @@ def run_server(directory: Path, alias: str = "virtual-pi") -> Iterator[Server]:
         "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\n"
         # Neither are start-up files of whoever runs the tests read nor is their home written to.
         'ForceCommand cd && eval "$SSH_ORIGINAL_COMMAND"\n'
-        f"MaxStartups 100\nSetEnv HOME={home} PATH={wrappers}:/usr/local/bin:/usr/bin:/bin\n"
+        f"MaxStartups 100\nSetEnv HOME={home} PATH={wrappers}:/usr/local/bin:/usr/bin:/bin "
+        f"{environment}\n"
     )
     key = (directory / "host_key.pub").read_text().split()
     (directory / "known_hosts").write_text(f"[127.0.0.1]:{port} {key[0]} {key[1]}\n")

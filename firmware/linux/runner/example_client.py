@@ -42,7 +42,18 @@ def classify(path: str, data: bytes, top: int = 3) -> list[Any]:
     return list(answer["results"])
 
 
+def main() -> None:
+    """Entry point."""
+    if len(sys.argv) != 3:
+        raise SystemExit(__doc__)
+    try:
+        with open(sys.argv[2], "rb") as stream:
+            results = classify(sys.argv[1], stream.read())
+    except OSError as error:
+        raise SystemExit(f"example_client: {error}") from None
+    for result in results:
+        print(json.dumps(result))
+
+
 if __name__ == "__main__":
-    with open(sys.argv[2], "rb") as stream:
-        for result in classify(sys.argv[1], stream.read()):
-            print(json.dumps(result))
+    main()

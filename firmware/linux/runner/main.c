@@ -224,12 +224,24 @@ static int measure(unsigned long warmup, unsigned long runs, unsigned long secon
     return fflush(stdout) == 0 ? 0 : 2;
 }
 
+/* Whether what was read begins as .npy files do, which hold more than raw codes. */
+static int is_npy(void)
+{
+    static const uint8_t magic[] = {0x93, 'N', 'U', 'M', 'P', 'Y'};
+    return sizeof input_bytes >= sizeof magic && memcmp(input_bytes, magic, sizeof magic) == 0;
+}
+
 static int classify(FILE *file, const char *name, const print_options *options)
 {
     unsigned long number = 0;
     int more = 0;
     EK_RUN_RESET();
     while ((more = read_input(file)) > 0) {
+        if (number == 0 && is_npy()) {
+            fprintf(stderr, "edgekiln-model: %s: a .npy file, not raw codes; edgekiln-run reads it\n",
+                    name);
+            return 2;
+        }
         infer();
         print_classes(name, number, options);
         number++;

@@ -54,7 +54,7 @@ def test_the_command_line_comes_before_the_environment_before_the_board(
     linux = dataclasses.replace(board.linux, hosts=("mine",))
     mine = dataclasses.replace(board, linux=linux)
     assert [target.text for target in choose_targets(mine, [])] == ["mine"]
-    monkeypatch.setenv("RPI_HOST", "pi@one, pi@two:2222\npi@one")
+    monkeypatch.setenv("RPI_HOST", "pi@one, pi@two:2222\npi@one,")
     assert [target.text for target in choose_targets(mine, [])] == ["pi@one", "pi@two:2222"]
     assert [target.text for target in choose_targets(mine, ["x"])] == ["x"]
 

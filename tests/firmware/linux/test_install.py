@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import dataclasses
+import ensurepip
 import os
+import shutil
 import subprocess
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgekiln.errors import BadInputError, BoardError
 from edgekiln.firmware.linux.facts import Facts, find_facts, read_facts
 from edgekiln.firmware.linux.install import (
+    Environment,
     download_command,
     install_environment,
     prepare_environment,
@@ -21,8 +26,10 @@ FACTS = "machine aarch64\nbits 64\nglibc 2.19\npython 3.11.2\n"
 
 
 def write_wheel(directory: Path, name: str = "ektoy") -> None:
-    """Writes the wheel of a package with nothing but a number."""
+    """Writes the wheel of a package with nothing but a number; and pip's, as boards get it."""
     directory.mkdir()
+    (pip,) = (Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl")
+    shutil.copy(pip, directory)
     meta = f"{name}-1.0.dist-info"
     with zipfile.ZipFile(directory / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr(f"{name}.py", "number = 7\n")
@@ -83,7 +90,8 @@ def test_of_other_environments_the_one_used_last_is_kept(
     on_the_way = base / "envs" / ".wheels-abc"
     on_the_way.mkdir()
     third = install("three")
-    assert set((base / "envs").iterdir()) == {first, third, on_the_way, base / "envs" / "lock"}
+    names = {path.name for path in (base / "envs").iterdir()}
+    assert names == {first.name, third.name, on_the_way.name, "lock", "busy"}
 
 
 def test_a_failure_leaves_nothing_of_an_environment(
@@ -98,7 +106,7 @@ def test_a_failure_leaves_nothing_of_an_environment(
             wheelhouse=tmp_path / "wheels",
             base=str(tmp_path / "base"),
         )
-    assert [path.name for path in (tmp_path / "base" / "envs").iterdir()] == ["lock"]
+    assert {path.name for path in (tmp_path / "base" / "envs").iterdir()} == {"lock", "busy"}
 
 
 def test_without_wheels_here_the_boards_pip_is_asked(
@@ -119,6 +127,77 @@ def test_without_wheels_here_the_boards_pip_is_asked(
         )
     assert "the Python wheels for the board cannot be fetched here" in capsys.readouterr().err
     assert not list((tmp_path / "cache").glob("wheels-*[0-9a-f]"))
+
+
+def test_two_deploys_that_want_the_same_environment_make_it_once(
+    server: Any, facts: Facts, tmp_path: Path
+) -> None:
+    write_wheel(tmp_path / "wheels")
+    base = tmp_path / "base"
+
+    def install(_: int) -> Environment:
+        with server.connect() as own:
+            return install_environment(
+                own, ["ektoy==1.0"], facts=facts, wheelhouse=tmp_path / "wheels", base=str(base)
+            )
+
+    with ThreadPoolExecutor(3) as pool:
+        made = list(pool.map(install, range(3)))
+    assert sorted(environment.was_there for environment in made) == [False, True, True]
+    assert not list((base / "envs").glob(".wheels-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", ["echo 'Connection reset' >&2; exit 255", "kill -9 $$"])
+def test_a_lost_connection_at_any_step_leaves_nothing_that_hinders(
+    server: Any,
+    facts: Facts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    harm: str,
+    record_property: Any,
+) -> None:
+    wheels, base, path = tmp_path / "wheels", tmp_path / "base", os.environ["PATH"]
+    write_wheel(wheels)
+    counter, faults = tmp_path / "counter", tmp_path / "faults"
+    faults.mkdir()
+
+    def install(number: int = 0) -> str:
+        """Harms the n-th call of ssh; returns the error."""
+        counter.write_text("")
+        (faults / "ssh").write_text(
+            f"#!/bin/sh\nprintf x >>{counter}\n"
+            f'[ "$(stat -c %s {counter})" != {number} ] || {{ {harm}; }}\n'
+            f'exec {shutil.which("ssh", path=path)} "$@"\n'
+        )
+        (faults / "ssh").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{faults}:{path}")
+        try:
+            with server.connect() as own:
+                install_environment(
+                    own, ["ektoy==1.0"], facts=facts, wheelhouse=wheels, base=str(base)
+                )
+        except BoardError as error:
+            return str(error)
+        finally:
+            monkeypatch.setenv("PATH", path)
+        return ""
+
+    assert not install()
+    calls = counter.stat().st_size
+    assert calls >= 5, "login, lock, look, wheels, install"
+    survived = []
+    for number in range(1, calls + 1):
+        shutil.rmtree(base)
+        error = install(number)
+        assert error and not list(base.glob("envs/*/.complete")), number
+        assert not install(), error
+        (made,) = base.glob("envs/*/bin/python")
+        subprocess.run([made, "-c", "import ektoy"], check=True, timeout=60)
+        assert not list(base.glob("envs/.wheels-*")), error
+        survived.append(f"ssh {number}: {error}")
+    record_property("faults", len(survived))
+    print(*survived, f"{len(survived)} faults", sep="\n")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,8 +166,75 @@ def test_two_deploys_at_once_do_not_mix(
     assert deploy_release(connection, other, base=str(base)).previous == first.id
 
 
+def test_what_a_killed_deploy_left_running_is_waited_for(
+    connection: Connection, tmp_path: Path, base: Path
+) -> None:
+    deploy_release(connection, write_release(tmp_path / "one", "one"), base=str(base))
+    script = 'cd "$1"; exec 8>>busy; flock 8; touch "$2"; sleep 2; rm "$2"'
+    mark = tmp_path / "still running"
+    with subprocess.Popen(["sh", "-c", script, "sh", base / NAME, mark]) as orphan:
+        while not mark.exists() and orphan.poll() is None:
+            time.sleep(0.01)
+        deploy_release(connection, write_release(tmp_path / "two", "two"), base=str(base))
+        assert not mark.exists()
+    assert answer_of(base) == "two"
+
+
+def test_a_rollback_from_a_release_that_is_not_current_is_refused(
+    connection: Connection, tmp_path: Path, base: Path
+) -> None:
+    one, two = (write_release(tmp_path / name, name) for name in ("one", "two"))
+    deploy_release(connection, one, base=str(base))
+    deploy_release(connection, two, base=str(base))
+    with pytest.raises(BadInputError, match=f"another release is current; got {two.id}"):
+        rollback(connection, NAME, base=str(base), only_from=one.id)
+    assert answer_of(base) == "two"
+    assert rollback(connection, NAME, base=str(base), only_from=two.id).id == one.id
+
+
+def test_the_disk_has_a_release_before_the_link_to_it(
+    server: Any, connection: Connection, tmp_path: Path, base: Path
+) -> None:
+    calls = tmp_path / "calls"
+    for name in ("mv", "sync"):
+        wrapper = server.wrappers / name
+        wrapper.write_text(
+            f'#!/bin/sh\necho {name} "$@" >>{calls}\nexec {shutil.which(name)} "$@"\n'
+        )
+        wrapper.chmod(0o755)
+    try:
+        release = write_release(tmp_path / "one", "one")
+        deploy_release(connection, release, base=str(base))
+    finally:
+        for name in ("mv", "sync"):
+            (server.wrappers / name).unlink()
+    incoming = f"releases/.incoming-{release.id}"
+    assert calls.read_text().splitlines()[:5] == [
+        f"sync -f {incoming}",
+        f"mv -T {incoming} releases/{release.id}",
+        "sync releases",
+        "mv -fT .current.new current",
+        "sync .",
+    ]
+
+
+def test_checksums_are_checked_with_any_sha256sum(
+    server: Any, connection: Connection, tmp_path: Path, base: Path
+) -> None:
+    """That of busybox, as in Alpine Linux, has no long options."""
+    wrapper = server.wrappers / "sha256sum"
+    real = shutil.which("sha256sum")
+    wrapper.write_text(f'#!/bin/sh\ncase $* in *--*) exit 1 ;; esac\nexec {real} "$@"\n')
+    wrapper.chmod(0o755)
+    try:
+        deploy_release(connection, write_release(tmp_path / "one", "one"), base=str(base))
+    finally:
+        wrapper.unlink()
+    assert answer_of(base) == "one"
+
+
 @pytest.mark.parametrize(
-    "name", ["", "a b", "-x", "../x", "a/b", "$(id)", "a;b", "it's", ".x", "a\n"]
+    "name", ["", "a b", "-x", "../x", "a/b", "$(id)", "a;b", "it's", ".x", "a\n", "envs"]
 )
 def test_names_that_could_do_harm_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("x")

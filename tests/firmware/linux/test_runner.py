@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import platform
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -222,6 +224,7 @@ def test_values_are_quantized_as_on_the_host() -> None:
         (("--format", "npy"), b"\x93NUMPY\1\0\2\0()", "not a .npy file"),
         (("--format", "csv"), b"nan " * 64, "not a number"),
         (("--format", "csv", "--codes"), b"128 " * 64, "not all values are codes"),
+        (("--format", "csv", "--codes"), b"1.5 " * 64, "not all values are codes"),
         (("/no/such/file",), b"", "No such file"),
         (("--top", "0"), b"", "top must be"),
         (("--serve", "0.0.0.0:80"), b"", "no other network"),
@@ -234,6 +237,68 @@ def test_what_cannot_be_used_is_one_line(
     assert (done.returncode, done.stdout) == (2, b"")
     (line,) = done.stderr.decode().splitlines()
     assert line.startswith("edgekiln-run: ") and message in line
+
+
+def test_the_c_program_does_not_take_a_npy_file_for_codes(
+    installed: Path, digits: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "x.npy").write_bytes(npy(digits[:3]))
+    assert (tmp_path / "x.npy").stat().st_size % digits[0].nbytes == 0
+    command = [installed / "edgekiln-model", tmp_path / "x.npy"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"edgekiln-model: {tmp_path}/x.npy: a .npy file, not raw codes; edgekiln-run reads it\n"
+    )
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(installed: Path, digits: Any) -> None:
+    command = f"'{sys.executable}' -I '{installed}/edgekiln-run' | head -n 1"
+    data = digits.tobytes() * 2000  # more lines than a pipe holds
+    done = subprocess.run(["sh", "-c", command], input=data, capture_output=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"- 0: ")
+
+
+def test_asking_for_health_is_no_input_of_a_model_that_remembers(
+    write_toy: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+void toy_reset(toy_state *s) { s->bytes[0] = 1; }
+void toy_invoke(int8_t *a, toy_state *s) { a[8] = 5; a[9] = (int8_t)(5 + s->bytes[0]++); }
+"""
+    program = build_program(write_toy(code, state_bytes=4), "x86_64", tmp_path / "program")
+    release = tmp_path / "release"
+    assemble_release(program, release)
+    command = [sys.executable, "-I", str(release / "edgekiln-run"), "--serve", "unix:s"]
+    monkeypatch.chdir(tmp_path)
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        assert process.stderr and process.stderr.readline()
+        scores = []
+        for _ in range(3):
+            assert get(Path("s"), "GET", "/health")[0] == 200
+            _, text = get(Path("s"), "POST", "/classify", bytes(4))
+            (best,) = json.loads(text)["results"][0]["classes"]
+            scores.append(best["score"])
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert scores == [3.5, 4.0, 4.5]
+
+
+def test_systemd_is_told_when_requests_are_answered(installed: Path, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        with contextlib.chdir(tmp_path):
+            notified.bind("n")
+        notified.settimeout(60)
+        command = [sys.executable, "-I", str(installed / "edgekiln-run"), "--serve", "unix:s"]
+        environment = {**os.environ, "NOTIFY_SOCKET": "n"}
+        with subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+        ) as process:
+            assert notified.recv(100) == b"READY=1"
+            assert (tmp_path / "s").is_socket()
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
 
 
 def test_names_of_files_are_only_names(installed: Path, digits: Any, tmp_path: Path) -> None:
@@ -299,16 +364,35 @@ def test_the_server_answers(socket_path: Path, digits: Any) -> None:
     assert metrics["edgekiln_errors_total"] == "4"
 
 
+def test_the_example_client_explains_itself(
+    installed: Path, socket_path: Path, digits: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "digits.npy").write_bytes(npy(digits[:2]))
+    (tmp_path / "bad.npy").write_bytes(b"\x93NUMPY")
+
+    def ask(*arguments: str) -> tuple[int, int, str]:
+        command = [sys.executable, "-I", str(installed / "example_client.py"), *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        return done.returncode, len(done.stdout.splitlines()), done.stderr
+
+    assert ask("s", "digits.npy") == (0, 2, "")
+    assert ask("s", "bad.npy") == (1, 0, "example_client: not a .npy file, or a damaged one\n")
+    assert ask("none", "digits.npy")[2].startswith("example_client: [Errno 2] No such file")
+    assert ask("s", "none.npy")[2].startswith("example_client: [Errno 2] No such file")
+    assert "Usage: example_client.py SOCKET FILE.npy" in ask()[2]
+
+
 def test_the_server_goes_on_when_the_program_was_killed(
     socket_path: Path, server_process: subprocess.Popen[bytes]
 ) -> None:
-    assert get(socket_path, "GET", "/health")[0] == 200
+    assert get(socket_path, "POST", "/classify", bytes(64))[0] == 200
     (child,) = subprocess.run(
         ["pgrep", "-P", str(server_process.pid)], capture_output=True, text=True, check=True
     ).stdout.split()
     os.kill(int(child), signal.SIGKILL)
-    assert get(socket_path, "GET", "/health")[0] in (200, 503)  # as it dies before or after
-    assert get(socket_path, "GET", "/health")[0] == 200
+    # It dies before or after it has been asked.
+    assert get(socket_path, "POST", "/classify", bytes(64))[0] in (200, 503)
+    assert get(socket_path, "POST", "/classify", bytes(64))[0] == 200
 
 
 def test_a_release_with_a_model_is_deployed(

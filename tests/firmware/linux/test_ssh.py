@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 from pathlib import Path
@@ -127,7 +128,7 @@ def test_host_keys_are_checked_as_the_user_says(tmp_path: Path) -> None:
     assert not any("StrictHostKeyChecking" in word or "KnownHosts" in word for word in argv)
     assert argv[argv.index("-F") + 1] == str(config)
     assert argv[argv.index("-p") + 1] == "7"
-    assert argv[-3:] == ["--", "pi@h", "exec sh -c 'echo $1' edgekiln 'a b'"]
+    assert argv[-3:] == ["--", "pi@h", "exec sh -c 'echo $1' 'edgekiln' 'a b'"]
 
 
 def test_configuration_comes_from_the_environment(
@@ -149,6 +150,17 @@ def test_control_socket_is_private_and_goes_away(server: Any) -> None:
         assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
         assert stat.S_ISSOCK(socket.stat().st_mode)
     assert not socket.parent.exists()
+
+
+@pytest.mark.parametrize("word", [*NASTY, "\\'", "a\\", "\\\\", "%self"])
+def test_no_backslash_is_where_fish_reads_it_otherwise(tmp_path: Path, word: str) -> None:
+    config = tmp_path / "config"
+    config.write_text("")
+    with Connection(parse_host("pi@h"), ssh_config=config) as connection:
+        line = connection.command("printf '\\n\\\\'", word)[-1]
+    # In fish \\' and \\\\ mean something between single quotes, so there may be no backslash.
+    unquoted = re.sub(r"'[^'\\]*'|\"(\\\\|')\"", "", line)
+    assert unquoted.split() == ["exec", "sh", "-c"], line
 
 
 @pytest.mark.parametrize("word", NASTY)
@@ -232,6 +244,37 @@ def test_failures_are_one_clear_line(
         connection.run("true")
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("virtual-pi: ")
+
+
+def test_a_login_shell_that_prints_is_named(server: Any) -> None:
+    wrapper = server.wrappers / "sh"
+    wrapper.write_text('#!/bin/sh\necho "Welcome to $(id -un)\'s Pi!"\nexec /bin/sh "$@"\n')
+    wrapper.chmod(0o755)
+    try:
+        with (
+            server.connect() as connection,
+            pytest.raises(
+                BoardError, match=r"login shell prints .* got \"Welcome .*Pi!\"; ssh vir"
+            ),
+        ):
+            connection.run("true")
+    finally:
+        wrapper.unlink()
+
+
+def test_a_login_that_hangs_is_no_killed_ssh(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh, "LOGIN_TIMEOUT_S", 2.0)
+    wrapper = server.wrappers / "sh"
+    wrapper.write_text("#!/bin/sh\nexec sleep 60\n")
+    wrapper.chmod(0o755)
+    try:
+        with (
+            server.connect() as connection,
+            pytest.raises(BoardError, match="virtual-pi: no answer within 2 s"),
+        ):
+            connection.run("true")
+    finally:
+        wrapper.unlink()
 
 
 def test_killed_ssh_and_failed_scripts_are_told_apart(connection: Connection) -> None:
