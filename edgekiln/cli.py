@@ -127,6 +127,13 @@ OWN_MODEL_OPTIONS: dict[str, Callable[[F], F]] = {
     "sparsity": click.option(
         "--sparsity", type=float, metavar="SHARE", help="Make this share of the weights zero."
     ),
+    "pattern": click.option(
+        "--pattern",
+        default="unstructured",
+        show_default=True,
+        metavar="PATTERN",
+        help="Which weights become zero together: unstructured, 1x4 (blocks) or 2:4.",
+    ),
     "channels": click.option(
         "--channels",
         type=float,

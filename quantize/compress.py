@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from typing import Any
 
-from edgekiln.errors import BadInputError
 from edgekiln.quantize.calibration import CalibrationMethod
 from edgekiln.quantize.channels import ChannelPruning, prune_and_finetune
 from edgekiln.quantize.clustering import (
@@ -17,7 +15,7 @@ from edgekiln.quantize.clustering import (
 from edgekiln.quantize.pruning import MagnitudePruning
 from edgekiln.quantize.ptq import PtqConfig, make_ptq_model, read_inputs
 from edgekiln.quantize.qat import QatConfig, quantize_model
-from edgekiln.quantize.sparsity import Blocks, NofM, Pattern, Unstructured, ramp_schedule
+from edgekiln.quantize.sparsity import parse_pattern, ramp_schedule
 from edgekiln.quantize.variants import ChannelStep, ClusteringStep, PtqStep, QatStep, Step
 from edgekiln.train.datasets import Dataset
 from edgekiln.train.loop import accuracy, early_stopping, fit, make_reproducible, steps_per_epoch
@@ -78,23 +76,6 @@ def _prune(model: Any, recipe: Recipe, plan: PruningPlan, dataset: Dataset) -> d
         "layers": list(pruner.pruned_layers),
         "history": epochs,
     }
-
-
-def parse_pattern(text: str) -> Pattern:
-    """Returns the pattern that a plan names: ``unstructured``, ``2:4``, ``1x4``.
-
-    Raises:
-        BadInputError: It is none.
-    """
-    if text == "unstructured":
-        return Unstructured()
-    if match := re.fullmatch(r"(\d{1,3}):(\d{1,3})", text):
-        return NofM(int(match[1]), int(match[2]))
-    if match := re.fullmatch(r"1x(\d{1,3})", text):
-        return Blocks(int(match[1]))
-    raise BadInputError(
-        "pruning: unknown pattern", got=text or "''", allowed="unstructured, n:m or 1xw"
-    )
 
 
 def _cluster(model: Any, recipe: Recipe, step: ClusteringStep, dataset: Dataset) -> dict[str, Any]:

@@ -50,6 +50,8 @@ class QuantizeOptions:
         equalize: Whether the ranges of successive layers are balanced first.
         bias_correction: Whether biases make up for the mean error of rounded weights.
         sparsity: Share of zeros in every kernel, or None to leave the weights as they are.
+        pattern: Which weights become zero together, as `edgekiln.quantize.sparsity.parse_pattern`
+            reads it: ``unstructured``, ``1x4`` (blocks) or ``2:4``, whose sparsity is 1/2.
         channels: Share of the multiply-accumulate steps to leave by removing channels, or None.
         epochs: Epochs of each training: after channels were removed, while weights become zero,
             with the rounding in place.
@@ -66,6 +68,7 @@ class QuantizeOptions:
     equalize: bool = False
     bias_correction: bool = False
     sparsity: float | None = None
+    pattern: str = "unstructured"
     channels: float | None = None
     epochs: int = 3
     learning_rate: float = 1e-4
@@ -75,6 +78,8 @@ class QuantizeOptions:
         _require(self.calibration in CALIBRATIONS, "--calibration", self.calibration, CALIBRATIONS)
         if self.sparsity is not None:
             _require(0 < self.sparsity < 1, "--sparsity", self.sparsity, "above 0, below 1")
+        if self.pattern != "unstructured":
+            self._check_pattern()
         if self.channels is not None:
             _require(0 < self.channels < 1, "--channels", self.channels, "above 0, below 1")
         _require(self.epochs >= 1, "--epochs", self.epochs, "1 or more")
@@ -87,6 +92,18 @@ class QuantizeOptions:
         elif self.scheme is Format.INT16X8:
             chosen = tuple(name for name in self._calibrating if name != "--equalize")
             self._refuse("--scheme int16x8", "which the converter calibrates", chosen)
+
+    def _check_pattern(self) -> None:
+        from edgekiln.quantize.sparsity import parse_pattern
+
+        fixed = parse_pattern(self.pattern).fixed_sparsity
+        share = "a share" if fixed is None else f"{fixed:g}"
+        if self.sparsity is None or fixed not in (None, self.sparsity):
+            raise BadInputError(
+                f"--pattern {self.pattern} needs a sparsity",
+                got="none" if self.sparsity is None else f"--sparsity {self.sparsity}",
+                allowed=f"--sparsity with {share}",
+            )
 
     def _refuse(self, option: str, why: str, chosen: tuple[str, ...]) -> None:
         if chosen:

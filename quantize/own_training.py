@@ -19,7 +19,7 @@ from edgekiln.quantize.options import Format, QuantizeOptions
 from edgekiln.quantize.own_data import ModelShape, OwnData
 from edgekiln.quantize.pruning import MagnitudePruning, measure_sparsity
 from edgekiln.quantize.qat import QatConfig, quantize_model
-from edgekiln.quantize.sparsity import ramp_schedule
+from edgekiln.quantize.sparsity import parse_pattern, ramp_schedule
 from edgekiln.train.datasets import spread_evenly
 from edgekiln.train.loop import make_reproducible
 from edgekiln.train.quiet_keras import keras
@@ -121,12 +121,14 @@ class Trainer:
         assert sparsity is not None
         steps = self._teaching.steps_per_epoch
         ramp_steps = max(1, round(_RAMP_SHARE * epochs * steps))
-        pruner = MagnitudePruning(ramp_schedule(sparsity, ramp_steps, steps))
+        pattern = parse_pattern(self._options.pattern)
+        pruner = MagnitudePruning(ramp_schedule(sparsity, ramp_steps, steps), pattern=pattern)
         if self.model is self._original:
             self.model = _copy(self.model)
         history = self._fit(f"Pruning to {100 * sparsity:.0f} %", epochs, pruner)
         return {
             "sparsity": sparsity,
+            "pattern": self._options.pattern,
             "layers": list(pruner.pruned_layers),
             "left_dense": pruner.left_dense,
             "history": history,

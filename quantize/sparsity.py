@@ -11,6 +11,7 @@ consecutively, and can skip such a group as a whole.
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -369,3 +370,20 @@ def _magnitudes(weights: npt.ArrayLike) -> Scores:
 def _rows(weights: npt.ArrayLike, axis: int) -> Scores:
     rows: Scores = np.moveaxis(_magnitudes(weights), axis, -1)
     return rows
+
+
+def parse_pattern(text: str) -> Pattern:
+    """Returns the pattern that a plan names: ``unstructured``, ``2:4``, ``1x4``.
+
+    Raises:
+        BadInputError: It is none.
+    """
+    if text == "unstructured":
+        return Unstructured()
+    if match := re.fullmatch(r"(\d{1,3}):(\d{1,3})", text):
+        return NofM(int(match[1]), int(match[2]))
+    if match := re.fullmatch(r"1x(\d{1,3})", text):
+        return Blocks(int(match[1]))
+    raise BadInputError(
+        "pruning: unknown pattern", got=text or "''", allowed="unstructured, n:m or 1xw"
+    )

@@ -15,8 +15,8 @@ from edgekiln.quantize import stage
 from edgekiln.quantize.audit import audit_int8
 from edgekiln.quantize.channels import count_macs
 from edgekiln.quantize.clustering import measure_clusters
-from edgekiln.quantize.compress import compress, parse_pattern
-from edgekiln.quantize.sparsity import Blocks, NofM, Unstructured
+from edgekiln.quantize.compress import compress
+from edgekiln.quantize.sparsity import Blocks, NofM, Unstructured, parse_pattern
 from edgekiln.quantize.stage import quantize_recipe
 from edgekiln.quantize.variants import (
     VARIANTS,

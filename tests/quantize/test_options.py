@@ -16,8 +16,8 @@ from edgekiln.quantize import Format, Method, QuantizeOptions
 def test_the_defaults_are_json() -> None:
     assert json.loads(json.dumps(QuantizeOptions().to_json())) == {
         **{"method": "ptq", "scheme": "int8", "calibration": "minmax", "equalize": False},
-        **{"bias_correction": False, "sparsity": None, "channels": None, "epochs": 3},
-        **{"learning_rate": 1e-4, "seed": 0},
+        **{"bias_correction": False, "sparsity": None, "pattern": "unstructured"},
+        **{"channels": None, "epochs": 3, "learning_rate": 1e-4, "seed": 0},
     }
     assert QuantizeOptions().output_name == "int8.tflite"
     assert not QuantizeOptions().trains and not QuantizeOptions().needs_calibration
@@ -29,6 +29,18 @@ def test_the_defaults_are_json() -> None:
         ({"calibration": "magic"}, "--calibration is not possible; got magic; allowed: minmax, pe"),
         ({"sparsity": 0.0}, r"--sparsity is not possible; got 0\.0; allowed: above 0, below 1"),
         ({"sparsity": 1.0}, "--sparsity is not possible"),
+        (
+            {"pattern": "1x4"},
+            "--pattern 1x4 needs a sparsity; got none; allowed: --sparsity with a sh",
+        ),
+        (
+            {"pattern": "2:4", "sparsity": 0.8},
+            r"--pattern 2:4 needs a sparsity; got --sparsity 0\.8; allowed: --sparsity with 0\.5",
+        ),
+        (
+            {"pattern": "4x4", "sparsity": 0.8},
+            "pruning: unknown pattern; got 4x4; allowed: unstructured, n:m or 1xw",
+        ),
         ({"channels": 1.5}, "--channels is not possible"),
         ({"channels": float("nan")}, "--channels is not possible"),
         ({"epochs": 0}, "--epochs is not possible; got 0; allowed: 1 or more"),

@@ -197,6 +197,22 @@ def test_every_option(directory: Path, tmp_path: Path, options: QuantizeOptions,
         assert accuracy["int8_host"] >= accuracy["float"] - 0.1
 
 
+@pytest.mark.usefixtures("here")
+def test_zeros_in_blocks(directory: Path, tmp_path: Path) -> None:
+    options = QuantizeOptions(sparsity=0.75, pattern="1x4", epochs=1)
+    summary = quantize_file(
+        directory / "digits.keras", directory / "labelled.npz", tmp_path, options
+    )
+    assert summary["pruning"]["pattern"] == "1x4"
+    assert len(summary["pruning"]["left_dense"]) == 1  # the first layer has one input
+    compressed = read_model(tmp_path / "compressed.keras")
+    for name in summary["pruning"]["layers"]:
+        kernel = compressed.get_layer(name).get_weights()[0]
+        blocks = np.moveaxis(kernel, -2, -1).reshape(-1, 4) != 0
+        assert (blocks.all(axis=1) | ~blocks.any(axis=1)).mean() > 0.99
+        assert blocks.mean() == pytest.approx(0.25, abs=0.02)
+
+
 def two_headed() -> keras.Model:
     """Two inputs whose order is not that of the alphabet, two outputs."""
     keras.utils.set_random_seed(0)
