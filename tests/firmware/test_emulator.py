@@ -131,7 +131,7 @@ def test_bytes_equal_the_definition_and_counts_repeat(
         assert 0 < count.overhead < 30
         for node, instructions in zip(image.nodes, count.per_node, strict=True):
             # The densest kernel has two channels in one lane: four products to a SMLAD.
-            assert instructions > node.macs / 4
+            assert instructions >= node.macs / 4
             assert (instructions == 0) == (node.op == "RESHAPE")
 
 
