@@ -149,3 +149,61 @@ def test_a_row_of_the_page_is_measured_again(root: Path, data: Path, tmp_path: P
 def test_the_page_is_made_of_the_figures(root: Path) -> None:
     report = json.loads((root / "docs" / "zoo.json").read_text())
     assert (root / "docs" / "zoo.md").read_text() == zoo.zoo_markdown(report)
+
+
+def quoted_rows(report: dict[str, Any]) -> dict[str, list[str]]:
+    """The rows of the tables that other pages make of the figures, by page."""
+    pages: dict[str, list[str]] = {"README.md": [], "pruning": [], "qat": [], "choosing": []}
+    for name, entry in report.items():
+        shown = [(name, entry["accuracy_float"], entry)]
+        for variant, each in entry["variants"].items():
+            shown.append((f"{name}, {variant}", each["accuracy_pruned"], each))
+            if load_variant(name, variant).is_pruned or variant.startswith("clustered"):
+                ratios = [
+                    f"{each[key] / entry[key]:.2f}"
+                    for key in ("macs", "instructions", "flash_bytes", "ram_bytes")
+                ]
+                shares = (
+                    each["accuracy_float"],
+                    each["accuracy_pruned"],
+                    each["accuracy_int8_host"],
+                )
+                pages["pruning"].append(row(f"{name} {variant}", *map(percent, shares), *ratios))
+        pages["README.md"] += [
+            row(
+                label,
+                percent(keras),
+                percent(each["accuracy_int8_host"]),
+                *(f"{each[k]:,}" for k in ("macs", "instructions", "flash_bytes", "ram_bytes")),
+            )
+            for label, keras, each in shown
+            if not label.partition(", ")[2].startswith(("ptq", "clustered", "pruned_2_4"))
+        ]
+        lost = 100 * (entry["accuracy_int8_host"] - entry["accuracy_float"])
+        both = (percent(entry["accuracy_float"]), percent(entry["accuracy_int8_host"]))
+        pages["choosing"].append(row(name, *both, f"{lost:+.2f}"))
+        if "qat_w4" in entry["variants"]:
+            ways = [entry["variants"][way] for way in ("ptq_w4", "ptq_w4_repaired", "qat_w4")]
+            found = (percent(way["accuracy_int8_host"]) for way in ways)
+            sizes = (f"{each['flash_bytes']:,}" for each in (entry, ways[-1]))
+            pages["qat"].append(row(name, *both, *found, *sizes))
+    pages["choosing"] += pages["qat"]
+    return pages
+
+
+def row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def test_other_pages_quote_the_figures(root: Path) -> None:
+    report = json.loads((root / "docs" / "zoo.json").read_text())
+    for page, rows in quoted_rows(report).items():
+        path = root / page if page == "README.md" else root / "docs" / f"{page}.md"
+        text = path.read_text()
+        assert rows
+        missing = [each for each in rows if each not in text]
+        assert not missing, f"{path} lacks\n" + "\n".join(missing)
