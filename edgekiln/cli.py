@@ -817,7 +817,7 @@ def models(as_json: bool) -> None:
 @click.option(
     "--device-samples",
     type=click.IntRange(1),
-    default=2000,
+    default=1000,
     show_default=True,
     help="Most held-out samples to run on the board, for each model.",
 )

@@ -298,7 +298,8 @@ def _measure_int8(member: Member, recipe: Recipe, directory: Path, device_sample
     int8 = (directory / "int8.tflite").read_bytes()
     summary = json.loads((directory / "quantize.json").read_text())
     for target in ("host", board.target):
-        compiled = compile_model(int8, name=member.name, target=target)
+        goal = "time" if target == "host" else "balanced"
+        compiled = compile_model(int8, name=member.name, target=target, optimize=goal)
         write_bundle(compiled, directory / target)
     image = build_image(directory / board.target, board, directory / "image")
     graph = read_tflite(int8, member.name)

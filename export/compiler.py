@@ -26,6 +26,7 @@ from edgekiln.export.interpret import run_graph
 from edgekiln.export.ir import Graph, Tensor
 from edgekiln.export.lower import Node, lower_graph, reverse
 from edgekiln.export.passes import run_passes
+from edgekiln.export.passes.widen_int4 import widen_int4
 from edgekiln.export.plan import MemoryPlan, alias_roots, plan_memory
 from edgekiln.export.targets import Target, find_target
 from edgekiln.export.tflite_reader import read_tflite
@@ -118,6 +119,8 @@ def plan_model(
     _check_options(name, optimize, io)
     chosen = find_target(target)
     graph = run_passes(read_tflite(data, where or name))
+    if chosen.widens_int4:
+        graph = widen_int4(graph)
     outside = (*graph.inputs, *graph.outputs) if io == "separate" else ()
     root = alias_roots(graph, outside)
     nodes, plan = _lower_and_plan(graph, chosen, root, outside, optimize)

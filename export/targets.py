@@ -19,6 +19,7 @@ class Target:
             ones that have it), ``dotprod`` (dot products, as in -march=armv8.2-a+dotprod),
             ``armv6m`` (eight low registers, no more than a 32-bit product).
         has_float: Whether models may compute in float32.
+        widens_int4: Whether weights of 4 bits are stored as bytes, which run faster.
         max_object_bytes: The largest array that its C compiler takes, or None for any.
     """
 
@@ -26,6 +27,7 @@ class Target:
     description: str
     features: frozenset[str] = frozenset()
     has_float: bool = True
+    widens_int4: bool = False
     max_object_bytes: int | None = None
 
 
@@ -35,19 +37,30 @@ TARGETS = {
     target.name: target
     for target in (
         Target("generic", "any core with a C99 compiler"),
-        Target("host", "the machine that edgekiln runs on"),
+        Target("host", "the machine that edgekiln runs on", widens_int4=True),
         Target("cortex-m0plus", "Arm Cortex-M0, M0+ and M1", frozenset({"armv6m"})),
         Target("cortex-m4", "Arm Cortex-M4 and M4F", _DSP),
         Target("cortex-m7", "Arm Cortex-M7", _DSP),
         Target("cortex-m33", "Arm Cortex-M33 and M35P with the DSP extension", _DSP),
         Target("cortex-m55", "Arm Cortex-M55 (its DSP extension; Helium is not used)", _DSP),
         Target("rv32imc", "32-bit RISC-V with multiplication, as RV32IMC and RV32IMAC"),
-        Target("armv7-neon", "32-bit Arm with NEON, as Raspberry Pi 2", frozenset({"neon"})),
-        Target("aarch64", "64-bit Arm with NEON, as Raspberry Pi 3 and 4", frozenset({"neon"})),
+        Target(
+            "armv7-neon",
+            "32-bit Arm with NEON, as Raspberry Pi 2",
+            frozenset({"neon"}),
+            widens_int4=True,
+        ),
+        Target(
+            "aarch64",
+            "64-bit Arm with NEON, as Raspberry Pi 3 and 4",
+            frozenset({"neon"}),
+            widens_int4=True,
+        ),
         Target(
             "aarch64-dotprod",
             "64-bit Arm with dot products (Armv8.2), as Raspberry Pi 5",
             frozenset({"neon", "dotprod"}),
+            widens_int4=True,
         ),
         Target(
             "avr",

@@ -214,7 +214,9 @@ def spread_over_strata(strata: Sequence[npt.NDArray[Any]], wanted: int) -> Indic
         Indices in [0, N), in ascending order.
     """
     order = np.lexsort(tuple(reversed(strata)))
-    return np.sort(order[spread_evenly(len(order), wanted)])
+    count = min(len(order), wanted)
+    middles = (np.arange(count) + 0.5) * len(order) / max(count, 1)
+    return np.sort(order[middles.astype(np.int64)])
 
 
 def _indices_sha256(indices: Indices) -> str:

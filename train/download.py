@@ -1,10 +1,10 @@
 """Files of data sets: from local copies, from the cache, or over the network into the cache.
 
 A file's content is what its SHA-256 says, or the file is not used. `EDGEKILN_DATA` in the
-environment names a directory with copies, which is only read: then nothing is downloaded.
-Otherwise files lie in the cache, ``$XDG_CACHE_HOME/edgekiln/data`` or
-``~/.cache/edgekiln/data``; a download which broke off is gone on with where it stopped, by this
-process or by the next one.
+environment names a directory with copies, which is only read: then nothing is downloaded. A copy
+below data/ of the directory `EDGEKILN_SHARED` is taken where there is one. Otherwise files lie in
+the cache, ``$XDG_CACHE_HOME/edgekiln/data`` or ``~/.cache/edgekiln/data``; a download which broke
+off is gone on with where it stopped, by this process or by the next one.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from edgekiln.errors import BadInputError, ToolMissingError
 from edgekiln.train.sources import Source
 
 DATA_VARIABLE = "EDGEKILN_DATA"
+SHARED_VARIABLE = "EDGEKILN_SHARED"
 
 _ATTEMPTS = 4
 _BACK_OFF_S = 1.0
@@ -57,13 +58,17 @@ def read_source(source: Source) -> bytes:
     """Returns the uncompressed content of a file, after checking it.
 
     Raises:
-        BadInputError: The copy below ``EDGEKILN_DATA`` is missing or has another content, or
-            the cache cannot be written.
+        BadInputError: The copy below ``EDGEKILN_DATA`` is missing, or a copy has another content,
+            or the cache cannot be written.
         ToolMissingError: The file cannot be had from any mirror.
     """
     local = os.environ.get(DATA_VARIABLE)
     if local:
-        return _read_local(source, Path(local) / source.path)
+        return _read_local(source, Path(local) / source.path, DATA_VARIABLE)
+    shared = os.environ.get(SHARED_VARIABLE)
+    copy = Path(shared) / "data" / source.path if shared else None
+    if copy is not None and copy.exists():
+        return _read_local(source, copy, SHARED_VARIABLE)
     path = cache_directory() / source.path
     content = _read_cached(source, path)
     return _download_once(source, path) if content is None else content
@@ -74,15 +79,15 @@ def cache_directory() -> Path:
     return platformdirs.user_cache_path("edgekiln") / "data"
 
 
-def _read_local(source: Source, path: Path) -> bytes:
+def _read_local(source: Source, path: Path, variable: str) -> bytes:
     try:
         return _unpack(source, files.read_input_file(path))
     except (_BrokenError, _UselessError) as error:
-        problem, hint = str(error), f"get the file anew, or unset {DATA_VARIABLE} to download it"
+        problem, hint = str(error), f"get the file anew, or unset {variable} to download it"
     except BadInputError as error:
         problem = error.what
-        hint = f"{DATA_VARIABLE} names the directory; unset it to download the file"
-    raise BadInputError(f"{problem} (a copy below {DATA_VARIABLE})", where=path, hint=hint)
+        hint = f"{variable} names the directory; unset it to download the file"
+    raise BadInputError(f"{problem} (a copy below {variable})", where=path, hint=hint)
 
 
 def _read_cached(source: Source, path: Path) -> bytes | None:

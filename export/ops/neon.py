@@ -132,12 +132,8 @@ def depthwise_pairs_fit(matrix: NDArray[np.int64]) -> bool:
 
 
 def _is_int8(op: Op, graph: Graph) -> bool:
-    """Weights of four bits are widened: what a model takes on disk matters less here."""
-    return (
-        op.input(graph, 0).dtype is DType.INT8
-        and op.input(graph, 1).dtype in (DType.INT8, DType.INT4)
-        and op.output(graph).dtype is DType.INT8
-    )
+    tensors = (op.input(graph, 0), op.input(graph, 1), op.output(graph))
+    return all(tensor.dtype is DType.INT8 for tensor in tensors)
 
 
 def _output_scalars(op: Op, graph: Graph) -> dict[str, int]:

@@ -357,7 +357,8 @@ def test_int4_filters(layer: tuple[list[BuiltTensor], BuiltOp], seed: int) -> No
     model = build_model(packed, [op], [0], [2])
     # The oracle cannot prepare dense layers of int4 per channel; int8 has the same definition.
     refused = op.name == "FULLY_CONNECTED" and len(wide.scale) > 1
-    compiled = check_everywhere(model, seed, oracle_model=same_codes if refused else None)
+    oracle = same_codes if refused else None
+    compiled = check_everywhere(model, seed, oracle_model=oracle, also=("generic",))
     assert compiled.report["nodes"][0]["kernel"].endswith("_s4")
     assert (
         compiled.report["constants_bytes"]

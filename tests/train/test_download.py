@@ -340,6 +340,31 @@ class TestLocalCopies:
         assert path.exists() == (data is not None) and not cache_directory().exists()
 
 
+class TestSharedCopies:
+    @pytest.fixture
+    def copy(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """The file where EDGEKILN_SHARED has it."""
+        path = tmp_path / "shared" / "data" / "set" / "file.gz"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(PACKED)
+        monkeypatch.setenv("EDGEKILN_SHARED", str(tmp_path / "shared"))
+        return path
+
+    def test_they_are_read(self, server: Server, copy: Path) -> None:
+        assert read_source(source(server, "good")) == CONTENT
+        assert server.requests == [] and not cache_directory().exists()
+
+    def test_a_wrong_one_is_named(self, server: Server, copy: Path) -> None:
+        copy.write_bytes(OTHER)
+        with pytest.raises(BadInputError, match=r"wrong \(a copy below EDGEKILN_SHARED\); "):
+            read_source(source(server, "good"))
+
+    def test_what_is_not_there_is_downloaded(self, server: Server, copy: Path) -> None:
+        copy.unlink()
+        assert read_source(source(server, "good")) == CONTENT
+        assert server.requests
+
+
 def test_the_real_files_are_complete_in_the_table() -> None:
     assert set(IDX_SOURCES) == {"mnist", "fashion_mnist"}
     everything = [source for sources in IDX_SOURCES.values() for source in sources]
