@@ -119,7 +119,7 @@ def plan_model(
     _check_options(name, optimize, io)
     chosen = find_target(target)
     graph = run_passes(read_tflite(data, where or name))
-    if chosen.widens_int4:
+    if chosen.has_room:
         graph = widen_int4(graph)
     outside = (*graph.inputs, *graph.outputs) if io == "separate" else ()
     root = alias_roots(graph, outside)

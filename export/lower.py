@@ -62,7 +62,7 @@ def select_kernel(
         raise UnsupportedOpError(
             "no kernel for this target", where=op.where(graph), got=target.name
         )
-    weight = _WEIGHT_OF_CONSTANTS[optimize]
+    weight = 0.0 if target.has_room else _WEIGHT_OF_CONSTANTS[optimize]
 
     def price(kernel: Kernel) -> float:
         constants = max(kernel.constants(op, graph), 1.0) if weight else 1.0

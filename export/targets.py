@@ -19,7 +19,8 @@ class Target:
             ones that have it), ``dotprod`` (dot products, as in -march=armv8.2-a+dotprod),
             ``armv6m`` (eight low registers, no more than a 32-bit product).
         has_float: Whether models may compute in float32.
-        widens_int4: Whether weights of 4 bits are stored as bytes, which run faster.
+        has_room: Whether constants may take what they like: weights of 4 bits become bytes, and
+            zeros are stored unless that costs instructions.
         max_object_bytes: The largest array that its C compiler takes, or None for any.
     """
 
@@ -27,7 +28,7 @@ class Target:
     description: str
     features: frozenset[str] = frozenset()
     has_float: bool = True
-    widens_int4: bool = False
+    has_room: bool = False
     max_object_bytes: int | None = None
 
 
@@ -37,7 +38,7 @@ TARGETS = {
     target.name: target
     for target in (
         Target("generic", "any core with a C99 compiler"),
-        Target("host", "the machine that edgekiln runs on", widens_int4=True),
+        Target("host", "the machine that edgekiln runs on", has_room=True),
         Target("cortex-m0plus", "Arm Cortex-M0, M0+ and M1", frozenset({"armv6m"})),
         Target("cortex-m4", "Arm Cortex-M4 and M4F", _DSP),
         Target("cortex-m7", "Arm Cortex-M7", _DSP),
@@ -48,19 +49,19 @@ TARGETS = {
             "armv7-neon",
             "32-bit Arm with NEON, as Raspberry Pi 2",
             frozenset({"neon"}),
-            widens_int4=True,
+            has_room=True,
         ),
         Target(
             "aarch64",
             "64-bit Arm with NEON, as Raspberry Pi 3 and 4",
             frozenset({"neon"}),
-            widens_int4=True,
+            has_room=True,
         ),
         Target(
             "aarch64-dotprod",
             "64-bit Arm with dot products (Armv8.2), as Raspberry Pi 5",
             frozenset({"neon", "dotprod"}),
-            widens_int4=True,
+            has_room=True,
         ),
         Target(
             "avr",

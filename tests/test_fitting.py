@@ -110,7 +110,7 @@ def test_needs_are_those_of_the_kept_models(root: Path, model: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["digits_cnn", "digits_mlp"])
-def test_needs_do_not_depend_on_the_training(root: Path, model: str) -> None:
+def test_needs_of_the_digits_are_those_of_the_golden_models(root: Path, model: str) -> None:
     need = next(need for need in fitting.read_needs() if need.model == model)
     data = (root / f"tests/golden/{model}_int8.tflite").read_bytes()
     assert fitting.need_of(model, need.dataset, data) == need

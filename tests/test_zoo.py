@@ -136,8 +136,10 @@ def test_a_row_of_the_page_is_measured_again(root: Path, data: Path, tmp_path: P
     assert json.loads((tmp_path / "zoo.json").read_text()) == report
     stated = json.loads((root / "docs" / "zoo.json").read_text())["mnist_mlp_100"]
     measured = report["mnist_mlp_100"]
-    for key in ("macs", "instructions", "flash_bytes", "ram_bytes", "parameters"):
+    for key in ("macs", "flash_bytes", "ram_bytes", "parameters"):
         assert measured[key] == stated[key]
+    # Softmax takes a little more or less by the sample: these are others.
+    assert measured["instructions"] == pytest.approx(stated["instructions"], rel=0.02)
     assert measured["variants"].keys() == stated["variants"].keys()
     for key in ("accuracy_float", "accuracy_int8_host"):
         assert measured[key] == pytest.approx(stated[key], abs=3e-4)
