@@ -231,6 +231,6 @@ def test_all_options_reach_the_stage(monkeypatch: pytest.MonkeyPatch, edgekiln: 
     assert options == {
         **{"method": "ptq", "scheme": "int4-weights", "calibration": "entropy"},
         **{"equalize": True, "bias_correction": True, "sparsity": 0.5, "channels": 0.75},
-            **{"pattern": "unstructured"},
+        **{"pattern": "unstructured"},
         **{"epochs": 7, "learning_rate": 0.01, "seed": 0},
     }
