@@ -132,18 +132,16 @@ def test_int4_runs_on_the_fast_kernels(name: str) -> None:
 @pytest.mark.slow
 def test_a_row_of_the_page_is_measured_again(root: Path, data: Path, tmp_path: Path) -> None:
     assert data.is_dir()
-    report = zoo.measure_zoo(("mnist_mlp_100",), tmp_path, device_samples=20, jobs=1)
+    report = zoo.measure_zoo(("mnist_mlp_100",), tmp_path, device_samples=1000, jobs=2)
     assert json.loads((tmp_path / "zoo.json").read_text()) == report
     stated = json.loads((root / "docs" / "zoo.json").read_text())["mnist_mlp_100"]
     measured = report["mnist_mlp_100"]
-    for key in ("macs", "flash_bytes", "ram_bytes", "parameters"):
+    for key in ("macs", "instructions", "flash_bytes", "ram_bytes", "parameters"):
         assert measured[key] == stated[key]
-    # Softmax takes a little more or less by the sample: these are others.
-    assert measured["instructions"] == pytest.approx(stated["instructions"], rel=0.02)
     assert measured["variants"].keys() == stated["variants"].keys()
     for key in ("accuracy_float", "accuracy_int8_host"):
         assert measured[key] == pytest.approx(stated[key], abs=3e-4)
-    assert measured["device_samples"] == 20 and measured["emulated"]
+    assert measured["device_samples"] == 1000 and measured["emulated"]
     rows = page_rows(zoo.zoo_markdown(report))
     assert list(rows) == ["mnist_mlp_100", "mnist_mlp_100 pruned_80"]
 
